@@ -1,0 +1,266 @@
+"""Starts node processes in a private ROS domain, notices when one dies, leaves none behind."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from wm_node.errors import WmError
+from wm_node.resources import resource
+
+_PR_SET_PDEATHSIG = 1
+_LOG_TAIL_BYTES = 16_384
+# Lines such as "[ERROR] [1763.2] [world_model]: the bundle is damaged."
+_FAULT = re.compile(r"\[(?:ERROR|FATAL)\] \[[\d.]+\] \[(?P<logger>[^\]]+)\]: (?P<text>.+)")
+
+
+@contextmanager
+def private_domain() -> Iterator[int]:
+    """Reserve a ROS domain that nobody on this machine uses; yields its number (1 to 100).
+
+    A lock file keeps two of our own runs apart, a probe of the domain's first UDP port keeps us
+    away from any other ROS program.
+
+    Raises:
+        WmError: every domain is taken.
+    """
+    first = os.getpid() % 100
+    for offset in range(100):
+        domain = 1 + (first + offset) % 100
+        path = Path(tempfile.gettempdir()) / f"wm_node_domain_{domain}.lock"
+        try:
+            lock = path.open("a")
+        except PermissionError:  # another user's lock file: that domain is theirs
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if _domain_is_free(domain):
+                yield domain
+                return
+    raise WmError("all ROS domains from 1 to 100 are in use; stop other ROS programs first.")
+
+
+def _domain_is_free(domain: int) -> bool:
+    # RTPS: the first participant of a domain listens on this unicast port.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", 7400 + 250 * domain + 10))
+        except OSError:
+            return False
+    return True
+
+
+def node_environment(domain: int, log_dir: Path) -> dict[str, str]:
+    """Return the environment of our processes: own domain, this machine only, bounded threads."""
+    environment = dict(os.environ)
+    environment |= {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(resource("config/fastdds_large_images.xml")),
+        "ROS_LOG_DIR": str(log_dir / "ros"),
+        # Spinning OpenMP threads beside another busy process cost ten times their gain.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Software rendering in the simulator's own thread.
+        "LP_NUM_THREADS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment.setdefault("MUJOCO_GL", "egl")
+    # ROS_LOCALHOST_ONLY and peers of the caller would override the discovery range.
+    for name in ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"):
+        environment.pop(name, None)
+    return environment
+
+
+def node_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
+    """Return the command line that runs a node module with this interpreter."""
+    return [sys.executable, "-m", f"wm_node.nodes.{module}", *arguments]
+
+
+@dataclass
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class ProcessGroup:
+    """Child processes that live and die together; use it in a ``with`` block.
+
+    Each child leads its own process group, gets SIGTERM from the kernel if we are killed, and
+    writes to ``log_dir/<name>.log``.
+    """
+
+    def __init__(self, environment: dict[str, str], log_dir: Path) -> None:
+        self._environment = environment
+        self._log_dir = log_dir
+        self._children: list[_Child] = []
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids by name."""
+        return {child.name: child.process.pid for child in self._children}
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start one process.
+
+        Raises:
+            WmError: the program cannot be started or its log cannot be written.
+        """
+        log = self._log_dir / f"{name}.log"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as output:
+                process = self._spawn(command, output)
+        except OSError as error:
+            raise WmError(f"cannot start {name}: {error}.") from error
+        self._children.append(_Child(name, process, log))
+
+    def _spawn(self, command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+
+    def check(self) -> None:
+        """Make sure that every child still runs.
+
+        Raises:
+            WmError: one has ended; with its last words.
+        """
+        for child in self._children:
+            status = child.process.poll()
+            if status is not None:
+                how = _how_it_ended(status)
+                said = last_fault(child.log) or last_line(child.log)
+                raise WmError(
+                    f"the process {child.name} {how}; its log is {child.log}"
+                    + (f" and ends with: {said}" if said else ".")
+                )
+
+    def fault(self, name: str) -> str | None:
+        """Return the last error that a child logged, if any."""
+        for child in self._children:
+            if child.name == name:
+                return last_fault(child.log)
+        return None
+
+    def stop(self, grace_s: float = 8.0) -> None:
+        """End all children: ask, ask again, then kill whole process groups. Never leaves one."""
+        if not self._children:
+            return
+        try:
+            for number, seconds in ((signal.SIGINT, grace_s), (signal.SIGTERM, 2.0)):
+                self._signal(number)
+                if self._wait(seconds):
+                    break
+        finally:  # also when a second Ctrl-C ends the waiting
+            self._signal(signal.SIGKILL)
+            for child in self._children:
+                child.process.wait()
+            self._children.clear()
+
+    def _signal(self, number: int) -> None:
+        for child in self._children:
+            # A child that has ended may have left grandchildren in its group. Its group id stays
+            # ours only until it is reaped, so groups of reaped children are not signalled.
+            if child.process.returncode is None:
+                try:
+                    os.killpg(child.process.pid, number)
+                except ProcessLookupError:
+                    continue
+
+    def _wait(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if all(child.process.poll() is not None for child in self._children):
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the request took effect
+            os._exit(1)
+
+    return ask_kernel
+
+
+def _how_it_ended(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended by itself with status {status}"
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - _LOG_TAIL_BYTES))
+            return stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def last_fault(log: Path) -> str | None:
+    """Return the text of the last ERROR or FATAL line of a node's log."""
+    for line in reversed(_tail(log)):
+        if match := _FAULT.search(line):
+            return match["text"].strip()
+    return None
+
+
+def last_line(log: Path) -> str | None:
+    """Return the last line of a log that holds more than blanks."""
+    return next((line.strip() for line in reversed(_tail(log)) if line.strip()), None)
+
+
+@contextmanager
+def interrupts_on_termination() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C inside the block, so that cleanup code runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous: dict[int, Any] = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
