@@ -1,1 +1,1 @@
-"""wm_node.model."""
+"""The world model in torch: encoder, dynamics, heads, decoder, and their export to ONNX."""

@@ -1,0 +1,177 @@
+"""The bundle: one folder with everything that a robot needs to run a trained model.
+
+    manifest.yaml        what it is: profile, sizes, graphs, data, metrics, sha256 of each file
+    weights.safetensors  the parameters, once, matrices in half precision
+    *.onnx               graphs; their weights lie in weights.safetensors as ONNX external data
+    golden.npz           inputs and outputs that every backend must reproduce before it may run
+
+Nothing in it is code or a pickle. A bundle never changes after it is written; its identity is the
+sha256 of its manifest, which holds the sha256 of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wm_node import __version__
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile, parse_profile
+
+FORMAT = 1
+MANIFEST = "manifest.yaml"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.npz"
+MAX_MANIFEST_BYTES = 4_000_000
+MAX_FILE_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Names of the inputs and outputs of one ONNX graph, in its order."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+    profile: RobotProfile
+    graphs: dict[str, GraphSpec]
+    sha256: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the bundle's files."""
+        return self.path / name
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_bundle(path: Path, parts: Path, manifest: dict[str, Any]) -> Bundle:
+    """Seal the files of the folder ``parts`` as the bundle ``path``, atomically.
+
+    Args:
+        path: the new bundle; must not exist yet.
+        parts: folder with weights, graphs and golden arrays; left empty.
+        manifest: everything but the file list, format and version, which are added here.
+
+    Raises:
+        WmError: the path is taken, or cannot be written.
+    """
+    if path.exists():
+        raise WmError(f"{path} already exists; a bundle never changes, so choose another path.")
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in sorted(parts.iterdir())
+    }
+    content = {"format": FORMAT, "wm_node": __version__, **manifest, "files": files}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name in files:
+            shutil.move(str(parts / name), temporary / name)
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        (temporary / MANIFEST).write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise WmError(f"cannot write the bundle {path}: {error}.") from error
+    return load_bundle(path)
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Load and check a bundle: structure, profile, and the sha256 of every file.
+
+    Raises:
+        WmError: missing, damaged, from a newer version, or with a wrong profile.
+    """
+    folder = Path(path)
+    manifest_path = folder / MANIFEST
+    if not manifest_path.is_file():
+        raise WmError(
+            f"there is no bundle at {folder} (no {MANIFEST}); give the folder that 'wm train' wrote."
+        )
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise WmError(f"the bundle {folder} is damaged: its {MANIFEST} is far too large.")
+    raw = manifest_path.read_bytes()
+    try:
+        manifest = yaml.safe_load(raw.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WmError(f"the bundle {folder} is damaged: its {MANIFEST} is not YAML.") from error
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise WmError(f"the bundle {folder} is damaged: its {MANIFEST} is not a manifest.")
+    if manifest["format"] != FORMAT:
+        raise WmError(
+            f"the bundle {folder} has format {manifest['format']!r}, this version reads {FORMAT}; "
+            "train it again or install the matching wm_node."
+        )
+    _check_files(folder, manifest.get("files"))
+    return Bundle(
+        path=folder,
+        manifest=manifest,
+        profile=parse_profile(manifest.get("profile"), f"the profile in bundle {folder}"),
+        graphs=_read_graphs(folder, manifest),
+        sha256=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _check_files(folder: Path, files: Any) -> None:
+    if not isinstance(files, dict) or not {WEIGHTS, GOLDEN} <= set(files):
+        raise WmError(f"the bundle {folder} is damaged: its manifest lists no weights or golden.")
+    for name, entry in files.items():
+        plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+        if not plain or not isinstance(entry, dict):
+            raise WmError(f"the bundle {folder} is damaged: bad file entry {name!r}.")
+        file = folder / name
+        if not file.is_file() or file.is_symlink():
+            raise WmError(f"the bundle {folder} is damaged: {name} is missing; copy it again.")
+        size = file.stat().st_size
+        if size != entry.get("bytes") or size > MAX_FILE_BYTES:
+            raise WmError(
+                f"the bundle {folder} is damaged: {name} has {size} bytes instead of "
+                f"{entry.get('bytes')}; copy it again."
+            )
+        if file_sha256(file) != entry.get("sha256"):
+            raise WmError(
+                f"the bundle {folder} is damaged: {name} fails its sha256; copy it again."
+            )
+
+
+def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]:
+    graphs = manifest.get("graphs")
+    try:
+        if not isinstance(graphs, dict):
+            raise TypeError
+        specs = {
+            str(name): GraphSpec(
+                file=str(entry["file"]),
+                inputs=tuple(map(str, entry["inputs"])),
+                outputs=tuple(map(str, entry["outputs"])),
+            )
+            for name, entry in graphs.items()
+        }
+    except (TypeError, KeyError) as error:
+        raise WmError(f"the bundle {folder} is damaged: its manifest lists no graphs.") from error
+    for name, spec in specs.items():
+        if spec.file not in manifest["files"]:
+            raise WmError(f"the bundle {folder} is damaged: graph '{name}' has no checked file.")
+    return specs

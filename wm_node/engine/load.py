@@ -1,0 +1,108 @@
+"""Chooses a backend by name and lets it run only if it reproduces the bundle's golden arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.bundle import GOLDEN, Bundle
+from wm_node.engine.protocol import Engine
+from wm_node.errors import WmError
+
+MAX_GOLDEN_BYTES = 200_000_000
+# Largest error allowed against the reference, as a share of the output's own deviation. bf16 keeps
+# 8 bits of mantissa: about 0.4 % a product, a few times that through the layers.
+TOLERANCE = {"f32": 2e-3, "bf16": 8e-2}
+
+
+def _openvino(bundle: Bundle, threads: int) -> tuple[Engine, str]:
+    from wm_node.engine.openvino_backend import OpenVinoEngine
+
+    engine = OpenVinoEngine(bundle, threads)
+    return engine, engine.precision
+
+
+def _torch(bundle: Bundle, threads: int) -> tuple[Engine, str]:
+    from wm_node.engine.torch_backend import TorchEngine
+
+    return TorchEngine(bundle, threads), "f32"
+
+
+# The compiled NVIDIA backend will be one more entry here.
+BACKENDS: dict[str, Callable[[Bundle, int], tuple[Engine, str]]] = {
+    "openvino": _openvino,
+    "torch": _torch,
+}
+
+
+def load_engine(bundle: Bundle, backend: str = "openvino", threads: int = 1) -> Engine:
+    """Load a bundle into a backend and check it against the golden arrays.
+
+    Args:
+        bundle: a checked bundle.
+        backend: ``openvino`` (CPU default) or ``torch`` (reference).
+        threads: CPU threads that inference may use.
+
+    Raises:
+        WmError: unknown or missing backend, or one that does not reproduce the golden arrays.
+    """
+    if backend not in BACKENDS:
+        raise WmError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}.")
+    try:
+        engine, precision = BACKENDS[backend](bundle, threads)
+    except ImportError as error:
+        raise WmError(
+            f"backend '{backend}' is not installed ({error}); install it or choose another of "
+            f"{', '.join(BACKENDS)}."
+        ) from error
+    check_golden(bundle, engine, TOLERANCE[precision])
+    return engine
+
+
+def read_golden(bundle: Bundle) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
+    """Return graph -> {"in", "out"} -> name -> array.
+
+    Raises:
+        WmError: the file is not what the exporter writes.
+    """
+    path = bundle.file(GOLDEN)
+    if path.stat().st_size > MAX_GOLDEN_BYTES:
+        raise WmError(f"the bundle {bundle.path} is damaged: {GOLDEN} is far too large.")
+    golden: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                graph, direction, name = key.split("/")
+                golden.setdefault(graph, {"in": {}, "out": {}})[direction][name] = arrays[key]
+    except (ValueError, KeyError, OSError) as error:
+        raise WmError(f"the bundle {bundle.path} is damaged: cannot read {GOLDEN}.") from error
+    return golden
+
+
+def check_golden(bundle: Bundle, engine: Engine, tolerance: float) -> float:
+    """Run every graph on the golden inputs; return the largest error in deviations.
+
+    Raises:
+        WmError: an output is missing, non-finite or too far from the reference.
+    """
+    worst = 0.0
+    golden = read_golden(bundle)
+    for graph in bundle.graphs:
+        if graph not in golden:
+            raise WmError(f"the bundle {bundle.path} has no golden arrays for graph '{graph}'.")
+        outputs = engine.run(graph, golden[graph]["in"])
+        for name, expected in golden[graph]["out"].items():
+            actual = outputs[name]
+            scale = float(expected.std()) + 1e-3 * float(np.abs(expected).max()) + 1e-6
+            error = float(np.abs(actual - expected).max()) / scale
+            worst = max(worst, error)
+            if actual.shape != expected.shape or not error <= tolerance:
+                raise WmError(
+                    f"backend '{engine.name}' does not reproduce the bundle {bundle.path}: output "
+                    f"'{name}' of graph '{graph}' is off by {error:.3g} deviations "
+                    f"(allowed {tolerance:g}); it must not run."
+                )
+    return worst

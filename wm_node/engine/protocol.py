@@ -1,0 +1,34 @@
+"""The seam between planning and whatever runs the graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs the graphs of one bundle. Not thread-safe: one thread at a time may call it."""
+
+    name: str
+    """Backend and precision, such as ``openvino-f32``."""
+
+    def prepare(self, graph: str, inputs: Arrays) -> None:
+        """Compile and warm a graph for the shapes of these inputs, before the first deadline."""
+        ...
+
+    def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Run a graph.
+
+        Args:
+            graph: one of the bundle's graphs.
+            inputs: all its inputs by name. A shape not prepared before is compiled first.
+
+        Returns:
+            Its outputs by name. They are the caller's until the next call of the same graph.
+        """
+        ...

@@ -1,0 +1,37 @@
+"""torch: the reference backend, straight from the weights file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from wm_node.bundle import Bundle
+from wm_node.engine.protocol import Arrays
+from wm_node.model.export import graphs_of
+from wm_node.model.load import load_network
+
+
+class TorchEngine:
+    """Runs the network's own functions in fp32 on the CPU."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.name = "torch-f32"
+        self._bundle = bundle
+        self._functions = {
+            name: graph.function for name, graph in graphs_of(load_network(bundle)).items()
+        }
+
+    def prepare(self, graph: str, inputs: Arrays) -> None:
+        """See :class:`wm_node.engine.protocol.Engine`."""
+        self.run(graph, inputs)
+
+    def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See :class:`wm_node.engine.protocol.Engine`."""
+        order = self._bundle.graphs[graph].inputs
+        with torch.inference_mode():
+            tensors = (torch.from_numpy(inputs[name]) for name in order)
+            outputs = self._functions[graph](*tensors)
+        return {name: value.numpy() for name, value in outputs.items()}

@@ -1,0 +1,103 @@
+"""Sizes of the world model: what the robot profile fixes and what the researcher chooses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes that do not depend on the robot. The defaults are the table-top model's."""
+
+    latent: int = 192
+    """Width of a frame's latent token."""
+    encoder_channels: tuple[int, int, int] = (64, 96, 160)
+    encoder_hidden: int = 512
+    width: int = 192
+    """Width of the dynamics transformer."""
+    layers: int = 3
+    heads: int = 4
+    head_hidden: int = 256
+    value_hidden: int = 256
+    ensemble: int = 4
+    """Number of disagreement members."""
+    ensemble_dim: int = 32
+    """Dimensions of the random projection of the latent that the members predict."""
+    decoder_channels: tuple[int, int, int] = (32, 64, 128)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the manifest."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(data: Any) -> ModelConfig:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            WmError: an unknown key or a value out of range.
+        """
+        known = ModelConfig.__dataclass_fields__
+        if not isinstance(data, dict) or (set(data) - set(known)):
+            raise WmError("the model configuration holds unknown keys; is it from a newer version?")
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not numbers or not all(
+                isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 8192 for n in numbers
+            ):
+                raise WmError(f"the model configuration's '{key}' is out of range.")
+            values[key] = tuple(value) if isinstance(value, list) else value
+        config = ModelConfig(**values)
+        if config.width % config.heads:
+            raise WmError("the model's 'width' must be a multiple of its 'heads'.")
+        return config
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes that follow from the robot profile."""
+
+    cameras: int
+    height: int
+    frame_width: int
+    joints: int
+    action: int
+    ticks: int
+    """Ticks, and so actions, of a model step."""
+    context: int
+    horizon: int
+    labels: int
+    events: int
+
+    @staticmethod
+    def of(profile: RobotProfile) -> Dims:
+        """Derive the sizes from a profile.
+
+        Raises:
+            WmError: the cameras differ in model size.
+        """
+        sizes = {(camera.model_height, camera.model_width) for camera in profile.cameras}
+        if len(sizes) != 1:
+            raise WmError(
+                f"profile '{profile.name}': give all cameras one model_width and model_height."
+            )
+        ((height, width),) = sizes
+        return Dims(
+            cameras=len(profile.cameras),
+            height=height,
+            frame_width=width,
+            joints=len(profile.joints.names),
+            action=len(profile.action.names),
+            ticks=profile.model.ticks_per_step,
+            context=profile.model.context_steps,
+            horizon=profile.model.horizon_steps,
+            labels=len(profile.labels),
+            events=len(profile.events),
+        )

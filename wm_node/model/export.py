@@ -1,0 +1,274 @@
+"""Writes a network as a bundle: ONNX graphs that share one weights file, and golden arrays."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wm_node.bundle import GOLDEN, WEIGHTS, Bundle, write_bundle
+from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.world import WorldModelNet
+from wm_node.profile import RobotProfile
+
+OPSET = 17  # read by OpenVINO, ONNX Runtime and every TensorRT since 8.6
+GOLDEN_CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One function of the network that becomes an ONNX graph."""
+
+    function: Callable[..., dict[str, Tensor]]
+    inputs: dict[str, Tensor]
+    dynamic: dict[str, str]
+    """Input name -> name of its leading axis, where that axis varies."""
+
+
+class _Call(nn.Module):
+    """Holds the network, so that exported parameters keep their names, and calls one function."""
+
+    def __init__(self, net: WorldModelNet, function: Callable[..., dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.net = net
+        self._function = function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._function(*inputs).values())
+
+
+def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
+    """Return the graphs of a network with random but valid example inputs."""
+    dims, config = net.dims, net.config
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    frames = torch.randint(
+        0, 256, (1, dims.cameras, dims.height, dims.frame_width, 3), generator=random
+    ).to(torch.uint8)
+    ticks = dims.horizon * dims.ticks
+    joints = net.joints_mean + net.joints_std * normal(1, dims.context, dims.joints)
+    past = net.actions_mean + net.actions_std * normal(1, dims.context, dims.ticks, dims.action)
+    actions = net.actions_mean + net.actions_std * normal(GOLDEN_CANDIDATES, ticks, dims.action)
+    goal_state = normal(1, max(dims.labels, 1))
+    latent = normal(1, config.latent)
+
+    def propose(latent: Tensor, joints: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        mean, deviation = net.propose(latent, joints, goal)
+        return {"mean": mean, "deviation": deviation}
+
+    def decode(latents: Tensor, latent_now: Tensor, frames_now: Tensor) -> dict[str, Tensor]:
+        return {"frames": net.decoder(latents, latent_now, frames_now)}
+
+    graphs = {
+        "encode": Graph(
+            lambda frames, mask: {"latent": net.encoder(frames, mask)},
+            {"frames": frames, "mask": torch.ones(1, dims.cameras)},
+            {},
+        ),
+        "rollout": Graph(
+            net.outcome,
+            {
+                "latents": normal(1, dims.context, config.latent),
+                "joints": joints,
+                "past_actions": past,
+                "actions": actions,
+                "goal_latent": latent,
+            },
+            {"actions": "candidates"},
+        ),
+        "propose": Graph(
+            propose,
+            {
+                "latent": latent,
+                "joints": joints[:, -1],
+                "goal": net.goal_input(latent, goal_state, 1),
+            },
+            {},
+        ),
+        "decode": Graph(
+            decode,
+            {
+                "latents": normal(GOLDEN_CANDIDATES, config.latent),
+                "latent_now": latent,
+                "frames_now": frames,
+            },
+            {"latents": "count"},
+        ),
+    }
+    if dims.labels:
+        graphs["read"] = Graph(
+            lambda latents: {"state": net.read(latents)}, {"latents": latent}, {}
+        )
+    return graphs
+
+
+def halve_matrices(net: WorldModelNet) -> None:
+    """Round matrices to half precision in place, as they will be stored."""
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if _stored_as_half(tensor):
+                tensor.copy_(tensor.half().float())
+
+
+def _stored_as_half(tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and tensor.is_floating_point() and tensor.numel() >= 1024
+
+
+def save_weights(net: WorldModelNet, path: Path) -> None:
+    """Write the parameters and buffers as safetensors, matrices in half precision."""
+    tensors = {
+        name: (tensor.half() if _stored_as_half(tensor) else tensor).contiguous().cpu()
+        for name, tensor in net.state_dict().items()
+    }
+    save_file(tensors, str(path))
+
+
+def _offsets(path: Path) -> dict[str, tuple[str, int, int]]:
+    """Return name -> (safetensors dtype, byte offset in the file, length) of a weights file."""
+    import json
+
+    with path.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes))
+    base = 8 + header_bytes
+    return {
+        name: (
+            entry["dtype"],
+            base + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _share_weights(model: Any, weights: Path) -> None:
+    """Point the graph's parameters into the weights file; half ones get a Cast to float."""
+    offsets = _offsets(weights)
+    kept, casts = [], []
+    for tensor in model.graph.initializer:
+        name = tensor.name.removeprefix("net.")
+        if name not in offsets or tensor.data_type != TensorProto.FLOAT:
+            kept.append(tensor)
+            continue
+        dtype, offset, length = offsets[name]
+        external = TensorProto(dims=tensor.dims, data_location=TensorProto.EXTERNAL)
+        external.data_type = TensorProto.FLOAT16 if dtype == "F16" else TensorProto.FLOAT
+        external.name = f"{tensor.name}.half" if dtype == "F16" else tensor.name
+        for key, value in (("location", weights.name), ("offset", offset), ("length", length)):
+            external.external_data.add(key=key, value=str(value))
+        kept.append(external)
+        if dtype == "F16":
+            casts.append(
+                helper.make_node("Cast", [external.name], [tensor.name], to=TensorProto.FLOAT)
+            )
+    nodes = list(model.graph.node)
+    del model.graph.initializer[:]
+    del model.graph.node[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.extend(casts + nodes)
+
+
+def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> dict[str, Any]:
+    """Write one ONNX graph beside the weights file and return its manifest entry."""
+    example = tuple(graph.inputs.values())
+    with torch.no_grad():
+        outputs = tuple(graph.function(*example))
+    path = folder / f"{name}.onnx"
+    dynamic = {key: {0: axis} for key, axis in graph.dynamic.items()}
+    if dynamic:
+        (axis,) = graph.dynamic.values()
+        dynamic |= {output: {0: axis} for output in outputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes on its own deprecation and tracing
+        torch.onnx.export(
+            _Call(net, graph.function).eval(),
+            example,
+            str(path),
+            input_names=list(graph.inputs),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            do_constant_folding=False,
+            dynamo=False,
+        )
+    model = onnx.load(str(path))
+    _share_weights(model, folder / WEIGHTS)
+    onnx.save(model, str(path))
+    return {"file": path.name, "inputs": list(graph.inputs), "outputs": list(outputs)}
+
+
+def golden_arrays(net: WorldModelNet, graphs: dict[str, Graph]) -> dict[str, NDArray[Any]]:
+    """Inputs and the reference's outputs of every graph, keyed ``graph/in/name`` and ``/out/``."""
+    arrays: dict[str, NDArray[Any]] = {}
+    with torch.no_grad():
+        for name, graph in graphs.items():
+            for key, value in graph.inputs.items():
+                arrays[f"{name}/in/{key}"] = value.numpy()
+            for key, value in graph.function(*graph.inputs.values()).items():
+                arrays[f"{name}/out/{key}"] = value.numpy()
+    return arrays
+
+
+def export_bundle(
+    net: WorldModelNet, profile: RobotProfile, path: Path, extra: dict[str, Any]
+) -> Bundle:
+    """Write a network as a bundle.
+
+    Args:
+        net: the trained network; its matrices are rounded to half precision.
+        profile: the robot that it was trained for.
+        path: the new bundle.
+        extra: further manifest entries: ``data``, ``training``, ``metrics``, ``calibration``.
+
+    Raises:
+        WmError: the path exists or cannot be written.
+    """
+    net = net.cpu().float().eval()
+    halve_matrices(net)
+    graphs = graphs_of(net)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as temporary:
+        folder = Path(temporary)
+        save_weights(net, folder / WEIGHTS)
+        entries = {name: export_graph(net, name, graph, folder) for name, graph in graphs.items()}
+        np.savez_compressed(folder / GOLDEN, **golden_arrays(net, graphs))
+        manifest = {
+            "name": profile.name,
+            "profile": profile.dump(),
+            "model": net.config.to_dict(),
+            "graphs": entries,
+            "software": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "onnx": onnx.__version__,
+                "opset": OPSET,
+            },
+            **extra,
+        }
+        return write_bundle(path, folder, manifest)
+
+
+def untrained_bundle(profile: RobotProfile, path: Path, seed: int = 0) -> Bundle:
+    """Write a bundle with random weights: for tests of everything around the model.
+
+    Its predictions mean nothing; the manifest says so under ``training``.
+    """
+    torch.manual_seed(seed)
+    net = WorldModelNet(Dims.of(profile), ModelConfig())
+    return export_bundle(net, profile, path, {"training": {"untrained": True, "seed": seed}})

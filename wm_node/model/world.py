@@ -1,0 +1,154 @@
+"""The whole network, with its normalisation, and the functions that become ONNX graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.decoder import FrameDecoder
+from wm_node.model.dynamics import Dynamics
+from wm_node.model.encoder import FrameEncoder
+from wm_node.model.heads import Heads
+
+# Buffers of the data's statistics: name -> attribute of Dims that gives their length.
+STATISTICS = {"joints": "joints", "actions": "action", "labels": "labels"}
+
+
+class WorldModelNet(nn.Module):
+    """Encoder, dynamics, heads and decoder of one robot."""
+
+    def __init__(self, dims: Dims, config: ModelConfig) -> None:
+        super().__init__()
+        self.dims, self.config = dims, config
+        self.encoder = FrameEncoder(dims, config)
+        self.dynamics = Dynamics(dims, config)
+        self.heads = Heads(dims, config)
+        self.decoder = FrameDecoder(dims, config)
+        for name, size in STATISTICS.items():
+            length = max(int(getattr(dims, size)), 1)
+            self.register_buffer(f"{name}_mean", torch.zeros(length))
+            self.register_buffer(f"{name}_std", torch.ones(length))
+
+    def set_statistics(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Set mean and deviation of joints, actions and labels from the training data."""
+        for name, (mean, std) in statistics.items():
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(std)
+
+    def normalise(self, name: str, values: Tensor) -> Tensor:
+        """(..., n) physical -> normalised values of ``joints``, ``actions`` or ``labels``."""
+        mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
+        result: Tensor = (values - mean) / std
+        return result
+
+    def restore(self, name: str, values: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise`."""
+        mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
+        result: Tensor = values * std + mean
+        return result
+
+    def predict(
+        self, latents: Tensor, joints: Tensor, past: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Roll out physical inputs.
+
+        Args:
+            latents: (B, C, latent); joints: (B, C, J); past: (B, C, ticks, A);
+                actions: (B, N, H, ticks, A).
+
+        Returns:
+            Future latents (B, N, H, latent) and hidden states (B, N, H, width).
+        """
+        result: tuple[Tensor, Tensor] = self.dynamics(
+            latents,
+            self.normalise("joints", joints),
+            self.normalise("actions", past).flatten(-2),
+            self.normalise("actions", actions).flatten(-2),
+        )
+        return result
+
+    def future_joints(self, hidden: Tensor, joints_now: Tensor) -> Tensor:
+        """(B, N, H, width) and (B, J) -> (B, N, H, J) joint positions, as change from the present."""
+        change: Tensor = self.heads.joints(hidden)
+        return joints_now[:, None, None] + change * self.joints_std
+
+    def outcome(
+        self,
+        latents: Tensor,
+        joints: Tensor,
+        past_actions: Tensor,
+        actions: Tensor,
+        goal_latent: Tensor,
+    ) -> dict[str, Tensor]:
+        """Everything that planning reads: the ``rollout`` graph.
+
+        Args:
+            latents: (1, C, latent); joints: (1, C, J); past_actions: (1, C, ticks, A);
+                actions: (N, H * ticks, A); goal_latent: (1, latent). Physical units.
+
+        Returns:
+            future_latents (N, H, latent), state (N, H, S), risk (N, H, E) cumulative probability,
+            uncertainty (N, H), time_to_goal (N, H) in model steps, future_joints (N, H, J).
+        """
+        dims = self.dims
+        steps = actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
+        future, hidden = self.predict(latents, joints, past_actions, steps)
+        future_joints = self.future_joints(hidden, joints[:, -1])[0]
+        future, hidden = future[0], hidden[0]
+        spread = self.heads.disagreement.spread(hidden.flatten(0, 1)).view(hidden.shape[:2])
+        outputs = {
+            "future_latents": future,
+            "future_joints": future_joints,
+            "uncertainty": spread,
+            "time_to_goal": self.heads.value(future, goal_latent.unsqueeze(1).expand_as(future)),
+        }
+        if dims.labels:
+            outputs["state"] = self.restore("labels", self.heads.state(future))
+        if dims.events:
+            outputs["risk"] = running_max(torch.sigmoid(self.heads.risk(future)))
+        return outputs
+
+    def read(self, latents: Tensor) -> Tensor:
+        """(B, latent) -> (B, S): the labelled state of observed latents."""
+        return self.restore("labels", self.heads.state(latents))
+
+    def propose(self, latent: Tensor, joints: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Gaussian over the actions of the horizon.
+
+        Args:
+            latent: (B, latent); joints: (B, J); goal: (B, latent + 1 + S + 1), see
+                :meth:`goal_input`.
+
+        Returns:
+            Mean and standard deviation (B, H * ticks, A), physical units.
+        """
+        dims = self.dims
+        inputs = torch.cat([latent, self.normalise("joints", joints), goal], dim=-1)
+        out = self.heads.proposal(inputs).view(-1, 2, dims.horizon * dims.ticks, dims.action)
+        mean = out[:, 0] * self.actions_std + self.actions_mean
+        return mean, torch.exp(out[:, 1].clamp(-4.0, 1.0)) * self.actions_std
+
+    def goal_input(
+        self, goal_latent: Tensor | None, goal_state: Tensor | None, batch: int
+    ) -> Tensor:
+        """(B, latent) or None and (B, S) normalised or None -> (B, latent + 1 + S + 1)."""
+        device = self.joints_mean.device
+        latent = torch.zeros(batch, self.config.latent, device=device)
+        state = torch.zeros(batch, max(self.dims.labels, 1), device=device)
+        flags = torch.zeros(batch, 2, device=device)
+        if goal_latent is not None:
+            latent, flags[:, 0] = goal_latent, 1.0
+        if goal_state is not None:
+            state, flags[:, 1] = goal_state, 1.0
+        return torch.cat([latent, flags[:, :1], state, flags[:, 1:]], dim=-1)
+
+
+def running_max(values: Tensor) -> Tensor:
+    """(N, H, E) -> the same: the highest value up to each step (a risk once run stays run)."""
+    steps = [values[:, 0]]
+    for step in range(1, values.shape[1]):
+        steps.append(torch.maximum(steps[-1], values[:, step]))
+    return torch.stack(steps, dim=1)
