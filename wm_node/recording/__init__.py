@@ -1,1 +1,1 @@
-"""wm_node.recording."""
+"""Writing and repairing rosbag2 bags in MCAP: knows bytes and topics, neither ROS nor torch."""
