@@ -1,0 +1,177 @@
+"""Drives lifecycle nodes from outside: one service call at a time, each with a deadline.
+
+``python -m wm_node.nodes.lifecycle NODE...`` configures and activates nodes in the given order and
+exits 0; launch files run it when ``autostart`` is true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from wm_node.errors import WmError
+from wm_node.nodes.common import TRANSITIONS
+
+# Discovery of the first service of a process took about 3 s on a small machine.
+DISCOVERY_S = 30.0
+# Configuring loads and checks a bundle.
+TRANSITION_S = 60.0
+
+# The state that each transition leads to.
+_LEADS_TO = {
+    "configure": "inactive",
+    "activate": "active",
+    "deactivate": "inactive",
+    "cleanup": "unconfigured",
+}
+
+
+class Caller:
+    """Calls services of other nodes and waits for the answers while its own node keeps spinning.
+
+    Args:
+        node: whose clients are used.
+        watch: called several times a second while waiting; raise WmError in it to give up.
+    """
+
+    def __init__(self, node: Node, watch: Callable[[], None] = lambda: None) -> None:
+        self.node = node
+        self._watch = watch
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._clients: dict[tuple[type, str], Any] = {}
+
+    def close(self) -> None:
+        """Release the executor; the node stays the caller's."""
+        self._executor.remove_node(self.node)
+        self._executor.shutdown(timeout_sec=1.0)
+
+    def spin_until(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Spin until ``done()`` is true.
+
+        Raises:
+            WmError: it did not become true in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise WmError(f"{what} within {timeout_s:g} s.")
+            self._watch()
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def spin_for(self, seconds: float) -> None:
+        """Spin for a while."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._watch()
+            self._executor.spin_once(timeout_sec=min(0.05, seconds))
+
+    def call(self, kind: type, name: str, request: Any, timeout_s: float = 10.0) -> Any:
+        """Call a service and return its response.
+
+        Raises:
+            WmError: no such service appears, or it does not answer in time.
+        """
+        client = self._clients.get((kind, name))
+        if client is None:
+            client = self.node.create_client(kind, name)
+            self._clients[(kind, name)] = client
+        self.spin_until(
+            client.service_is_ready, DISCOVERY_S, f"the service '{name}' did not appear"
+        )
+        future = client.call_async(request)
+        try:
+            self.spin_until(future.done, timeout_s, f"the service '{name}' did not answer")
+        finally:
+            if not future.done():
+                client.remove_pending_request(future)
+        return future.result()
+
+    def state(self, name: str) -> str:
+        """Return the label of a node's lifecycle state, such as ``inactive``."""
+        response = self.call(GetState, f"{name}/get_state", GetState.Request())
+        return str(response.current_state.label)
+
+    def change(self, name: str, transition: str) -> None:
+        """Make a node do one transition (``configure``, ``activate``, ...); no-op if it is there.
+
+        Raises:
+            WmError: the node refused; its own log says why.
+        """
+        if self.state(name) == _LEADS_TO[transition]:
+            return
+        request = ChangeState.Request()
+        request.transition.id = TRANSITIONS[transition]
+        response = self.call(ChangeState, f"{name}/change_state", request, TRANSITION_S)
+        if not response.success:
+            raise WmError(f"the node '{name}' refused to {transition}; its log says why.")
+
+    def set_parameter(self, name: str, parameter: str, value: Sequence[float] | float) -> None:
+        """Set a number or a list of numbers as a parameter of another node.
+
+        Raises:
+            WmError: the node refused the value.
+        """
+        if isinstance(value, float):
+            typed = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+        elif isinstance(value, Sequence):
+            typed = ParameterValue(
+                type=ParameterType.PARAMETER_DOUBLE_ARRAY,
+                double_array_value=[float(v) for v in value],
+            )
+        else:
+            raise TypeError(f"cannot set a parameter to a {type(value).__name__}")
+        request = SetParameters.Request(parameters=[Parameter(name=parameter, value=typed)])
+        result = self.call(SetParameters, f"{name}/set_parameters", request).results[0]
+        if not result.successful:
+            raise WmError(f"'{name}' refused the parameter '{parameter}': {result.reason}.")
+
+
+def bring_up(caller: Caller, names: Sequence[str]) -> None:
+    """Configure all nodes, then activate them, in the given order."""
+    for transition in ("configure", "activate"):
+        for name in names:
+            caller.change(name, transition)
+            caller.node.get_logger().info(f"{name}: {transition}d")
+
+
+def take_down(caller: Caller, names: Sequence[str]) -> None:
+    """Deactivate those nodes that are active, in the given order."""
+    for name in names:
+        if caller.state(name) == "active":
+            caller.change(name, "deactivate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Bring nodes up and exit: 0 when all are active, 1 with a sentence otherwise."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="lifecycle", description=main.__doc__)
+    parser.add_argument("nodes", nargs="+", metavar="NODE", help="node names, in order")
+    args = parser.parse_args(rclpy.utilities.remove_ros_args(["lifecycle", *words])[1:])
+    rclpy.init(args=words)
+    node = Node("wm_lifecycle")
+    caller = Caller(node)
+    try:
+        bring_up(caller, args.nodes)
+    except WmError as error:
+        node.get_logger().error(str(error))
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
