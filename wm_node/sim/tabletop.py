@@ -1,0 +1,307 @@
+"""The simulated table-top robot: an arm, a mug, a table edge, a red zone and one camera."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import atan2, isfinite
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.errors import WmError
+from wm_node.sim import scene
+from wm_node.sim.arm import (
+    COMMAND_TIMEOUT_S,
+    JOINT_NAMES,
+    MAX_TIP_SPEED,
+    DriverState,
+    Trajectory,
+    driver_at,
+    driver_step,
+    joints_for_tip,
+)
+
+__all__ = ["COMMAND_TIMEOUT_S", "DRIVER_STEP_S", "JOINT_NAMES", "State", "TabletopSim"]
+
+PHYSICS_PER_DRIVER_STEP = 5
+DRIVER_STEP_S = 0.01
+
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+@dataclass(frozen=True)
+class State:
+    """An exact snapshot within one episode. ``physics`` has shape (S,) and is read-only."""
+
+    seed: int
+    driver_steps: int
+    driver: DriverState
+    physics: NDArray[np.float64]
+
+
+def _look_at(position: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    back = position - target
+    back /= np.linalg.norm(back)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    matrix = np.column_stack([right, np.cross(back, right), back])
+    quaternion = np.empty(4)
+    mujoco.mju_mat2Quat(quaternion, matrix.ravel())
+    return quaternion
+
+
+class TabletopSim:
+    """Simulates one episode after another; ``reset(seed)`` decides everything random.
+
+    Args:
+        camera_size: width and height of rendered frames in pixels.
+        render: False builds no OpenGL context, and ``render()`` is refused.
+        actuation_delay_s: time from a command to its effect, a multiple of 0.01 s in effect.
+    """
+
+    def __init__(
+        self,
+        camera_size: tuple[int, int] = (320, 240),
+        render: bool = True,
+        actuation_delay_s: float = 0.0,
+    ) -> None:
+        if not 0.0 <= actuation_delay_s <= 2.0:
+            raise WmError(
+                f"actuation_delay_s is {actuation_delay_s}; it must lie within 0 and 2 s."
+            )
+        self.camera_size = camera_size
+        self.actuation_delay_s = actuation_delay_s
+        self.model = mujoco.MjModel.from_xml_string(scene.scene_xml(*camera_size))
+        self.data = mujoco.MjData(self.model)
+        self._renders = render
+        self._renderer: mujoco.Renderer | None = None
+        self._tip_site = self.model.site("tip").id
+        self._mug_body = self.model.body("mug").id
+        self._mug_qpos = int(self.model.joint("mug").qposadr[0])
+        self._mug_mass = float(self.model.body_mass[self._mug_body])
+        self._mug_inertia = self.model.body_inertia[self._mug_body].copy()
+        self._mug_geoms = np.flatnonzero(self.model.geom_bodyid == self._mug_body)
+        self._paint_geoms = [
+            self.model.geom(f"mug_{part}").id
+            for part in ("body", "handle_top", "handle_side", "handle_low")
+        ]
+        self.reset(0)
+
+    # ---- episode ---------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> None:
+        """Start the episode ``seed``: the same seed gives the same episode, on any machine."""
+        rng = np.random.default_rng([int(seed), 0x7AB1E])
+        self.seed = int(seed)
+        self._randomise_model(rng)
+        mug_x, mug_y, tip_x, tip_y = _start_positions(rng)
+        yaw = rng.uniform(-np.pi, np.pi)
+        mujoco.mj_resetData(self.model, self.data)
+        self.driver = driver_at(tip_x, tip_y)
+        self.data.qpos[:4] = self.driver.joints
+        self.data.ctrl[:] = self.driver.joints
+        self._place_mug(mug_x, mug_y, yaw)
+        self.driver_steps = 0
+        mujoco.mj_forward(self.model, self.data)
+        mujoco.mj_step(self.model, self.data, 100)  # the mug settles on its feet
+        self.data.time = 0.0
+        mujoco.mj_forward(self.model, self.data)
+
+    def _randomise_model(self, rng: np.random.Generator) -> None:
+        model = self.model
+        scale = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
+        model.body_mass[self._mug_body] = self._mug_mass * scale
+        model.body_inertia[self._mug_body] = self._mug_inertia * scale
+        model.geom_friction[self._mug_geoms, 0] = rng.uniform(0.25, 0.60)
+        hue = rng.uniform(0.07, 0.78)  # neither the zone's red nor the tip's magenta
+        paint = colorsys.hsv_to_rgb(hue, rng.uniform(0.15, 0.9), rng.uniform(0.55, 1.0))
+        model.geom_rgba[self._paint_geoms, :3] = paint
+        light = rng.uniform(0.35, 0.65)
+        model.light_diffuse[0] = light * rng.uniform(0.9, 1.1, 3)
+        model.light_dir[0] = [rng.uniform(-0.5, 0.5), rng.uniform(0.0, 0.6), -1.0]
+        model.vis.headlight.ambient[:] = rng.uniform(0.28, 0.42)
+        position = np.array(scene.CAMERA_POSITION) + rng.normal(0.0, 0.004, 3)
+        target = np.array(scene.CAMERA_TARGET) + rng.normal(0.0, 0.004, 3)
+        model.cam_pos[0] = position
+        model.cam_quat[0] = _look_at(position, target)
+        mujoco.mj_setConst(model, self.data)
+
+    def _place_mug(self, x: float, y: float, yaw: float) -> None:
+        at = self._mug_qpos
+        self.data.qpos[at : at + 7] = [x, y, 0.0, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+
+    # ---- commands --------------------------------------------------------------------------
+
+    def command_tip_velocity(
+        self, velocity: Sequence[float] | NDArray[np.floating], delay_s: float = 0.0
+    ) -> None:
+        """Ask for a tip velocity (2,) in m/s in the table plane.
+
+        It takes effect after ``actuation_delay_s + delay_s`` and is clipped to 0.25 m/s an axis.
+        Without a further command the driver brakes 0.2 s later.
+
+        Raises:
+            WmError: a value is not finite.
+        """
+        vx, vy = float(velocity[0]), float(velocity[1])
+        if not (isfinite(vx) and isfinite(vy)):
+            raise WmError(f"the tip velocity ({vx}, {vy}) is not finite; the command is refused.")
+        limit = MAX_TIP_SPEED
+        self._enqueue((min(max(vx, -limit), limit), min(max(vy, -limit), limit)), delay_s)
+
+    def command_joints(
+        self,
+        times: Sequence[float],
+        positions: Sequence[Sequence[float]] | NDArray[np.floating],
+    ) -> None:
+        """Follow a joint trajectory: ``times`` (M,) in s, increasing; ``positions`` (M, 4) in rad.
+
+        The driver interpolates, limits joint speed to 3 rad/s and holds the last waypoint.
+
+        Raises:
+            WmError: no waypoint, wrong shape, times that do not increase, or a value not finite.
+        """
+        stamps = np.asarray(times, dtype=np.float64)
+        points = np.asarray(positions, dtype=np.float64)
+        if stamps.ndim != 1 or len(stamps) == 0 or points.shape != (len(stamps), 4):
+            raise WmError("a joint trajectory needs times (M,) and positions (M, 4) with M >= 1.")
+        if not (np.isfinite(stamps).all() and np.isfinite(points).all()):
+            raise WmError("the joint trajectory has a value that is not finite; it is refused.")
+        if stamps[0] < 0 or np.any(np.diff(stamps) <= 0):
+            raise WmError(
+                "the times of the joint trajectory do not increase from 0; it is refused."
+            )
+        rows = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in points)
+        self._enqueue(Trajectory(tuple(float(t) for t in stamps), rows), 0.0)
+
+    def _enqueue(self, command: tuple[float, float] | Trajectory, delay_s: float) -> None:
+        effective = self.time_s + self.actuation_delay_s + delay_s
+        pending = (*self.driver.pending, (effective, command))
+        self.driver = replace(self.driver, pending=tuple(sorted(pending, key=lambda item: item[0])))
+
+    # ---- time ------------------------------------------------------------------------------
+
+    def advance(self, duration_s: float) -> None:
+        """Simulate ``duration_s``, a multiple of 0.01 s.
+
+        Raises:
+            ValueError: the duration is not a multiple of the driver's period.
+        """
+        steps = round(duration_s / DRIVER_STEP_S)
+        if steps < 0 or abs(steps * DRIVER_STEP_S - duration_s) > 1e-6:
+            raise ValueError(f"advance({duration_s}): not a multiple of {DRIVER_STEP_S} s")
+        for _ in range(steps):
+            self.driver = driver_step(self.driver, self.time_s, DRIVER_STEP_S)
+            self.data.ctrl[:] = self.driver.joints
+            mujoco.mj_step(self.model, self.data, PHYSICS_PER_DRIVER_STEP)
+            self.driver_steps += 1
+
+    @property
+    def time_s(self) -> float:
+        """Seconds since the episode began."""
+        return self.driver_steps / 100
+
+    # ---- what there is to see --------------------------------------------------------------
+
+    def joint_positions(self) -> NDArray[np.float64]:
+        """Return measured joint angles (4,) in rad, in the order of ``JOINT_NAMES``."""
+        return self.data.qpos[:4].copy()
+
+    def joint_velocities(self) -> NDArray[np.float64]:
+        """Return measured joint velocities (4,) in rad/s."""
+        return self.data.qvel[:4].copy()
+
+    def tip(self) -> NDArray[np.float64]:
+        """Return the measured tip position (2,) in m."""
+        return self.data.site_xpos[self._tip_site, :2].copy()
+
+    def mug_pose(self) -> tuple[float, float, float, float]:
+        """Return the mug's ``(x, y, z, yaw)``: the centre of its bottom in m, and rad."""
+        at = self._mug_qpos
+        x, y, z, qw, qx, qy, qz = (float(value) for value in self.data.qpos[at : at + 7])
+        yaw = atan2(2 * (qw * qz + qx * qy), 1 - 2 * (qy * qy + qz * qz))
+        return x, y, z, yaw
+
+    def mug_orientation(self) -> NDArray[np.float64]:
+        """Return the mug's quaternion (4,) as x, y, z, w."""
+        at = self._mug_qpos
+        return self.data.qpos[[at + 4, at + 5, at + 6, at + 3]].copy()
+
+    def fell(self) -> bool:
+        """Whether the mug has left the table top or lies on its side."""
+        upright = float(self.data.xmat[self._mug_body, 8])
+        return float(self.data.qpos[self._mug_qpos + 2]) < -0.02 or upright < 0.5
+
+    def in_zone(self) -> bool:
+        """Whether the mug stands with its centre inside the red zone."""
+        x, y, z, _ = self.mug_pose()
+        return z > -0.02 and scene.ZONE_BOUNDS.contains(x, y)
+
+    def render(self) -> NDArray[np.uint8]:
+        """Return the camera's picture, uint8 RGB (height, width, 3)."""
+        if not self._renders:
+            raise WmError("this simulator was built with render=False; it has no camera.")
+        if self._renderer is None:
+            width, height = self.camera_size
+            self._renderer = mujoco.Renderer(self.model, height, width)
+        self._renderer.update_scene(self.data, camera="front")
+        return self._renderer.render()
+
+    def render_goal(
+        self,
+        mug: tuple[float, float],
+        yaw: float | None = None,
+        tip: tuple[float, float] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Picture this episode's scene with the mug standing at ``mug``; the state is untouched.
+
+        The mug keeps its yaw and the arm its pose unless they are given.
+        """
+        kept = self.save()
+        try:
+            self._place_mug(*mug, self.mug_pose()[3] if yaw is None else yaw)
+            if tip is not None:
+                self.data.qpos[:4] = joints_for_tip(*tip)
+            mujoco.mj_forward(self.model, self.data)
+            return self.render()
+        finally:
+            self.restore(kept)
+
+    # ---- snapshots -------------------------------------------------------------------------
+
+    def save(self) -> State:
+        """Return an exact snapshot of the present moment."""
+        physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
+        mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
+        physics.setflags(write=False)
+        return State(self.seed, self.driver_steps, self.driver, physics)
+
+    def restore(self, state: State) -> None:
+        """Return to a snapshot: what follows is, bit for bit, what followed then."""
+        if state.seed != self.seed:
+            self.reset(state.seed)
+        mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward overwrites the solver's warm start, on which the next step depends.
+        mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
+        self.driver_steps = state.driver_steps
+        self.driver = state.driver
+
+    def close(self) -> None:
+        """Free the OpenGL context, if there is one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _start_positions(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    while True:
+        mug_x, mug_y = rng.uniform(-0.21, 0.21), rng.uniform(-0.14, 0.14)
+        if scene.ZONE_BOUNDS.contains(mug_x, mug_y, margin=-0.05):
+            continue
+        tip_x, tip_y = rng.uniform(-0.24, 0.24), rng.uniform(-0.20, 0.20)
+        if (tip_x - mug_x) ** 2 + (tip_y - mug_y) ** 2 > 0.10**2:
+            return mug_x, mug_y, tip_x, tip_y

@@ -1,0 +1,129 @@
+"""The task: push the mug to a target. Sampling of targets and the rule that scores an episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, hypot, pi, sin
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wm_node.errors import WmError
+from wm_node.sim.scene import TABLE_BOUNDS, TIP_BOUNDS, ZONE_BOUNDS
+
+if TYPE_CHECKING:
+    from wm_node.sim.tabletop import TabletopSim
+
+TICK_S = 0.1
+EPISODE_TICKS = 60
+TOLERANCE_M = 0.03
+HOLD_TICKS = 5  # in a row within the tolerance
+TARGET_DISTANCE_M = (0.08, 0.20)
+EDGE_MARGIN_M = 0.06
+ZONE_MARGIN_M = 0.03
+
+
+@dataclass(frozen=True)
+class Task:
+    """Push the mug from ``start`` to ``goal``, both (x, y) in m in the table frame."""
+
+    seed: int
+    start: tuple[float, float]
+    goal: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EpisodeScore:
+    """How an episode went. Distances are between mug and target, in m; ``ticks`` were run."""
+
+    seed: int
+    goal: tuple[float, float]
+    success: bool
+    fell: bool
+    zone: bool
+    ticks: int
+    start_distance: float
+    final_distance: float
+    least_distance: float
+
+
+def _path_is_free(start: tuple[float, float], goal: tuple[float, float]) -> bool:
+    return not any(
+        ZONE_BOUNDS.contains(
+            start[0] + share * (goal[0] - start[0]),
+            start[1] + share * (goal[1] - start[1]),
+            margin=-ZONE_MARGIN_M,
+        )
+        for share in np.linspace(0.0, 1.0, 21)
+    )
+
+
+def is_valid_goal(start: tuple[float, float], goal: tuple[float, float]) -> bool:
+    """Whether the target is on the table, within the arm's reach and clear of edge and zone."""
+    on_table = TABLE_BOUNDS.contains(*goal, margin=EDGE_MARGIN_M)
+    in_reach = TIP_BOUNDS.contains(*goal, margin=EDGE_MARGIN_M)
+    return on_table and in_reach and _path_is_free(start, goal)
+
+
+def sample_task(sim: TabletopSim, rng: np.random.Generator) -> Task:
+    """Draw a target 8 to 20 cm from where the mug stands now.
+
+    Raises:
+        WmError: no target is valid from there (the mug has left the table).
+    """
+    x, y, _, _ = sim.mug_pose()
+    for _ in range(10_000):
+        angle, distance = rng.uniform(-pi, pi), rng.uniform(*TARGET_DISTANCE_M)
+        goal = (x + distance * cos(angle), y + distance * sin(angle))
+        if is_valid_goal((x, y), goal):
+            return Task(sim.seed, (x, y), goal)
+    raise WmError(f"no target can be reached from the mug's place ({x:.2f}, {y:.2f}); reset first.")
+
+
+def task_for_seed(sim: TabletopSim, seed: int) -> Task:
+    """Reset the simulator to episode ``seed`` and draw that episode's own target."""
+    sim.reset(seed)
+    return sample_task(sim, np.random.default_rng([seed, 0x60A1]))
+
+
+class ScoreKeeper:
+    """Applies the rule tick by tick; ``done`` once the outcome of the episode is decided."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._in_a_row = 0
+        self.ticks = 0
+        self.success = self.fell = self.zone = False
+        self._start = self._last = self._least = hypot(
+            task.start[0] - task.goal[0], task.start[1] - task.goal[1]
+        )
+
+    def update(self, mug: tuple[float, float], fell: bool, zone: bool) -> None:
+        """Count one tick: where the mug is at its end, and whether an event was active in it."""
+        self.ticks += 1
+        self.fell |= fell
+        self.zone |= zone
+        self._last = hypot(mug[0] - self._task.goal[0], mug[1] - self._task.goal[1])
+        self._least = min(self._least, self._last)
+        self._in_a_row = self._in_a_row + 1 if self._last <= TOLERANCE_M else 0
+        if self._in_a_row >= HOLD_TICKS and not (self.fell or self.zone):
+            self.success = True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing that follows can change the outcome."""
+        return self.success or self.fell or self.zone or self.ticks >= EPISODE_TICKS
+
+    def score(self) -> EpisodeScore:
+        """Return the score so far."""
+        return EpisodeScore(
+            seed=self._task.seed,
+            goal=self._task.goal,
+            success=self.success,
+            fell=self.fell,
+            zone=self.zone,
+            ticks=self.ticks,
+            start_distance=self._start,
+            final_distance=self._last,
+            least_distance=self._least,
+        )
