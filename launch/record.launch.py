@@ -1,0 +1,25 @@
+"""Only the flight recorder: collect bags of a robot that somebody else drives."""
+
+from launch import LaunchDescription
+
+from wm_node.launching import arguments, in_namespace, lifecycle_walk, node_process
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Start the recorder; no bundle is needed."""
+    return LaunchDescription(
+        [
+            *arguments(bundle="none"),
+            *in_namespace(
+                [
+                    node_process(
+                        "flight_recorder",
+                        configs=["config/flight_recorder.yaml"],
+                        needed=True,
+                        with_bundle=False,
+                    ),
+                    lifecycle_walk(["flight_recorder"]),
+                ]
+            ),
+        ]
+    )
