@@ -198,11 +198,14 @@ class AimedPush:
             )
         if self._where == "edge":
             beyond = float(rng.uniform(-0.02, 0.08))
+            along = float(rng.normal(0.0, 0.05))
+            nearness = 1.0 / np.maximum(_edge_distances(x, y), 0.02)
+            edge = int(rng.choice(3, p=nearness / nearness.sum()))
             return (
-                (table.x_min - beyond, y + float(rng.normal(0, 0.05))),
-                (table.x_max + beyond, y + float(rng.normal(0, 0.05))),
-                (x + float(rng.normal(0, 0.05)), table.y_min - beyond),
-            )[int(np.argmin(_edge_distances(x, y) * rng.uniform(0.6, 1.4, 3)))]
+                (table.x_min - beyond, y + along),
+                (table.x_max + beyond, y + along),
+                (x + along, table.y_min - beyond),
+            )[edge]
         return float(rng.uniform(table.x_min + 0.03, table.x_max - 0.03)), float(
             rng.uniform(table.y_min + 0.03, TIP_BOUNDS.y_max - 0.03)
         )

@@ -56,7 +56,7 @@ SHOULDER_HEIGHT = 0.23
 LINK_LENGTH = 0.385  # upper arm and forearm
 
 CAMERA_POSITION = (0.0, -0.60, 0.70)
-CAMERA_TARGET = (0.0, -0.06, -0.03)
+CAMERA_TARGET = (0.0, -0.075, -0.03)
 CAMERA_FOVY_DEG = 40.0
 
 
@@ -70,7 +70,8 @@ def _rect_outline(bounds: Bounds, width: float, z: float, rgba: str) -> str:
         (bounds.x_min + width / 2, cy, width / 2 + 0.0005, hy - width),
     )
     return "\n".join(
-        f'<geom class="picture" type="box" pos="{x} {y} {z}" size="{sx} {sy} 0.0005" rgba="{rgba}"/>'
+        f'<geom class="picture" type="box" rgba="{rgba}" pos="{x} {y} {z}" '
+        f'size="{sx} {sy} 0.0005"/>'
         for x, y, sx, sy in sides
     )
 
@@ -95,6 +96,7 @@ def scene_xml(width: int, height: int) -> str:
     body_z = (MUG_HEIGHT + 0.002) / 2
     body_half = (MUG_HEIGHT - 0.002) / 2
     handle_x = MUG_RADIUS + 0.024
+    column_half = (TABLE_HEIGHT + SHOULDER_HEIGHT - 0.04) / 2
     leg_hz = (TABLE_HEIGHT - TABLE_THICKNESS) / 2
     legs = "\n".join(
         f'<geom class="picture" type="box" rgba="0.30 0.24 0.18 1" size="0.015 0.015 {leg_hz}" '
@@ -147,8 +149,8 @@ def scene_xml(width: int, height: int) -> str:
       size="{zone_hx} {zone_hy} 0.0004" rgba="0.85 0.10 0.10 1"/>
 
     <body name="base" pos="{ARM_BASE[0]} {ARM_BASE[1]} {-TABLE_HEIGHT}" quat="0 0 0 1">
-      <geom class="picture" type="cylinder" size="0.06 {(TABLE_HEIGHT + SHOULDER_HEIGHT - 0.04) / 2}"
-        pos="0 0 {(TABLE_HEIGHT + SHOULDER_HEIGHT - 0.04) / 2}" rgba="0.25 0.27 0.30 1"/>
+      <geom class="picture" type="cylinder" size="0.06 {column_half}"
+        pos="0 0 {column_half}" rgba="0.25 0.27 0.30 1"/>
       <body name="turret" pos="0 0 {TABLE_HEIGHT + SHOULDER_HEIGHT}" gravcomp="1">
         <joint name="base_yaw" axis="0 0 1" range="-3 3"/>
         <geom class="link" type="sphere" size="0.045"/>
@@ -164,8 +166,8 @@ def scene_xml(width: int, height: int) -> str:
               <geom class="link" type="sphere" size="0.016" rgba="0.20 0.35 0.65 1"/>
               <geom name="stick" class="link" size="0.009" fromto="0 0 0.01 0 0 {STICK_LENGTH}"
                 rgba="0.12 0.12 0.14 1" contype="4" conaffinity="2"/>
-              <geom name="tip" class="link" type="sphere" size="{TIP_RADIUS}" pos="0 0 {STICK_LENGTH}"
-                rgba="0.90 0.05 0.70 1" contype="4" conaffinity="2"/>
+              <geom name="tip" class="link" type="sphere" size="{TIP_RADIUS}"
+                pos="0 0 {STICK_LENGTH}" rgba="0.90 0.05 0.70 1" contype="4" conaffinity="2"/>
               <site name="tip" pos="0 0 {STICK_LENGTH}" size="0.002" group="4"/>
             </body>
           </body>

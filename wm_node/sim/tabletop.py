@@ -208,15 +208,15 @@ class TabletopSim:
 
     def joint_positions(self) -> NDArray[np.float64]:
         """Return measured joint angles (4,) in rad, in the order of ``JOINT_NAMES``."""
-        return self.data.qpos[:4].copy()
+        return np.array(self.data.qpos[:4])
 
     def joint_velocities(self) -> NDArray[np.float64]:
         """Return measured joint velocities (4,) in rad/s."""
-        return self.data.qvel[:4].copy()
+        return np.array(self.data.qvel[:4])
 
     def tip(self) -> NDArray[np.float64]:
         """Return the measured tip position (2,) in m."""
-        return self.data.site_xpos[self._tip_site, :2].copy()
+        return np.array(self.data.site_xpos[self._tip_site, :2])
 
     def mug_pose(self) -> tuple[float, float, float, float]:
         """Return the mug's ``(x, y, z, yaw)``: the centre of its bottom in m, and rad."""
@@ -228,7 +228,7 @@ class TabletopSim:
     def mug_orientation(self) -> NDArray[np.float64]:
         """Return the mug's quaternion (4,) as x, y, z, w."""
         at = self._mug_qpos
-        return self.data.qpos[[at + 4, at + 5, at + 6, at + 3]].copy()
+        return np.array(self.data.qpos[[at + 4, at + 5, at + 6, at + 3]])
 
     def fell(self) -> bool:
         """Whether the mug has left the table top or lies on its side."""
@@ -248,7 +248,7 @@ class TabletopSim:
             width, height = self.camera_size
             self._renderer = mujoco.Renderer(self.model, height, width)
         self._renderer.update_scene(self.data, camera="front")
-        return self._renderer.render()
+        return np.asarray(self._renderer.render(), dtype=np.uint8)
 
     def render_goal(
         self,
