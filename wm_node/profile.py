@@ -217,13 +217,18 @@ class Basis(_Part):
 
 
 class Safety(_Part):
-    """Limits of age, time and risk, all on the steady clock."""
+    """Limits of age, time and risk, all on the steady clock.
+
+    ``max_heartbeat_age_s`` bounds the time since any sign of life of the planner,
+    ``max_plan_age_s`` the time since it last completed a plan.
+    """
 
     stopping_time_s: Positive
     max_frame_age_s: Positive
     max_joint_age_s: Positive
     max_command_age_s: Positive
     max_heartbeat_age_s: Positive
+    max_plan_age_s: Positive = 0.5
     risk_threshold: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}
     unverified: Literal["stop", "limit"] = "stop"
 
