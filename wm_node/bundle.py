@@ -108,7 +108,7 @@ def load_bundle(path: str | Path) -> Bundle:
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
         raise WmError(
-            f"there is no bundle at {folder} (no {MANIFEST}); give the folder that 'wm train' wrote."
+            f"there is no bundle at {folder} (no {MANIFEST}); give a folder that 'wm train' wrote."
         )
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise WmError(f"the bundle {folder} is damaged: its {MANIFEST} is far too large.")

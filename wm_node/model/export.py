@@ -247,7 +247,7 @@ def export_bundle(
         folder = Path(temporary)
         save_weights(net, folder / WEIGHTS)
         entries = {name: export_graph(net, name, graph, folder) for name, graph in graphs.items()}
-        np.savez_compressed(folder / GOLDEN, **golden_arrays(net, graphs))
+        np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden_arrays(net, graphs))
         manifest = {
             "name": profile.name,
             "profile": profile.dump(),

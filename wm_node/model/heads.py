@@ -67,7 +67,8 @@ class Disagreement(nn.Module):
         """(R, W) hidden states -> (R,) standard deviation over members, mean over dimensions."""
         members = self(hidden)
         centred = members - members.mean(0, keepdim=True)
-        return (centred**2).mean(0).mean(-1).sqrt()
+        spread: Tensor = (centred**2).mean(0).mean(-1).sqrt()
+        return spread
 
 
 class Heads(nn.Module):

@@ -21,7 +21,7 @@ def sigreg(latents: Tensor, directions: int = 256, knots: int = 17) -> Tensor:
     Returns:
         Scalar; about 1 for Gaussian samples and growing with B when they are not.
     """
-    time, batch, width = latents.shape
+    _, batch, width = latents.shape
     points = torch.linspace(0.0, 3.0, knots, device=latents.device)
     gauss = torch.exp(-0.5 * points**2)
     weights = torch.full_like(points, 3.0 / (knots - 1))
@@ -35,4 +35,5 @@ def sigreg(latents: Tensor, directions: int = 256, knots: int = 17) -> Tensor:
     real = angles.cos().mean(1) - gauss
     imaginary = angles.sin().mean(1)
     statistic = ((real**2 + imaginary**2) * weights).sum(-1) * batch
-    return statistic.mean()
+    result: Tensor = statistic.mean()
+    return result

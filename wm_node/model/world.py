@@ -31,6 +31,10 @@ class WorldModelNet(nn.Module):
             length = max(int(getattr(dims, size)), 1)
             self.register_buffer(f"{name}_mean", torch.zeros(length))
             self.register_buffer(f"{name}_std", torch.ones(length))
+        self.joints_mean: Tensor
+        self.joints_std: Tensor
+        self.actions_mean: Tensor
+        self.actions_std: Tensor
 
     def set_statistics(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set mean and deviation of joints, actions and labels from the training data."""
@@ -71,7 +75,7 @@ class WorldModelNet(nn.Module):
         return result
 
     def future_joints(self, hidden: Tensor, joints_now: Tensor) -> Tensor:
-        """(B, N, H, width) and (B, J) -> (B, N, H, J) joint positions, as change from the present."""
+        """(B, N, H, width) and (B, J) -> (B, N, H, J) joint positions, as present plus change."""
         change: Tensor = self.heads.joints(hidden)
         return joints_now[:, None, None] + change * self.joints_std
 

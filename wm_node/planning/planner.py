@@ -1,0 +1,280 @@
+"""Model-predictive control: CEM over spline knots, seeded with what is already known to be good.
+
+Source of the method: the cross-entropy method (Rubinstein, 1999) with time-correlated noise and
+kept elites (iCEM, Pinneri et al., 2020). Candidates are searched as a few knots of a spline over
+the horizon, so that many joints and long horizons stay searchable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import BSpline
+
+from wm_node.errors import WmError
+from wm_node.planning.objective import Goal, Objective, Weights
+from wm_node.planning.world_model import Context, Floats, Outcomes
+from wm_node.profile import RobotProfile
+
+
+class OutcomeModel(Protocol):
+    """Whatever can tell what candidates lead to: the learned model, or a simulator as oracle."""
+
+    def rollout(
+        self, context: Context, actions: Floats, goal_latent: Floats | None = None
+    ) -> Outcomes:
+        """See :meth:`wm_node.planning.world_model.WorldModel.rollout`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Search effort."""
+
+    candidates: int = 64
+    """Candidates of each iteration."""
+    iterations: int = 3
+    elite_share: float = 0.12
+    """Share of the candidates that the next iteration is fitted to."""
+    sigma: float = 0.7
+    """First deviation of the knots, in halves of the action's range."""
+    sigma_floor: float = 0.08
+    """Least deviation, likewise."""
+
+    def __post_init__(self) -> None:
+        if not (4 <= self.candidates <= 65536 and 1 <= self.iterations <= 100):
+            raise WmError("the planner needs 4 to 65536 candidates and 1 to 100 iterations.")
+        if not (0.0 < self.elite_share <= 1.0 and 0.0 <= self.sigma_floor <= self.sigma <= 10.0):
+            raise WmError("the planner needs 0 < elite_share <= 1 and 0 <= sigma_floor <= sigma.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen candidate and what it is predicted to lead to."""
+
+    stamp_ns: int
+    """Stamp of the state that it starts from."""
+    actions: Floats
+    """(T, A) to command, the first at the planned time of effect."""
+    applied: Floats
+    """(T, A) as given to the model: what acts in each tick from the state's stamp on."""
+    outcomes: Outcomes
+    """Of the winner, N = 1."""
+    cost: float
+    terms: dict[str, float] = field(default_factory=dict)
+    source: str = "samples"
+    """Where the winner came from: samples, shifted, proposal, brake or constant."""
+
+
+def spline_basis(ticks: int, knots: int) -> NDArray[np.float64]:
+    """Return the matrix (ticks, knots) of a clamped B-spline, at most cubic; rows sum to 1."""
+    degree = min(3, knots - 1)
+    inner = np.linspace(0.0, 1.0, knots - degree + 1)
+    vector = np.concatenate([np.zeros(degree), inner, np.ones(degree)])
+    at = np.linspace(0.0, 1.0, ticks)
+    basis = BSpline.design_matrix(np.minimum(at, 1.0 - 1e-12), vector, degree).toarray()
+    return np.asarray(basis)
+
+
+def brake_actions(profile: RobotProfile, present: NDArray[np.floating]) -> Floats:
+    """Return the candidate (T, A) that brings the robot to rest: zero velocity, or stay put.
+
+    Args:
+        profile: of the robot.
+        present: (A,) the position command in force; not read for velocities.
+    """
+    ticks, size = profile.model.horizon_ticks, len(profile.action.names)
+    if profile.action.kind == "joint_position":
+        return np.repeat(np.asarray(present, np.float32)[None], ticks, 0)
+    return np.zeros((ticks, size), dtype=np.float32)
+
+
+class MpcPlanner:
+    """Plans for one robot. Keeps the last plan, which seeds the next search."""
+
+    def __init__(self, profile: RobotProfile, config: PlannerConfig, seed: int = 0) -> None:
+        self.profile, self.config = profile, config
+        self.objective = Objective(profile)
+        self._random = np.random.default_rng(seed)
+        self._tick_ns = 1e9 / profile.model.tick_rate_hz
+        action = profile.action
+        self._low, self._high = np.asarray(action.lower), np.asarray(action.upper)
+        self._half = (self._high - self._low) / 2.0
+        self._centre = (self._high + self._low) / 2.0
+        ticks = profile.model.horizon_ticks
+        self._basis = spline_basis(ticks, profile.basis.knots)
+        self._fit = np.linalg.pinv(self._basis)
+        self._constants = self._constant_candidates()
+        self._previous: tuple[int, NDArray[np.float64]] | None = None
+
+    def reset(self) -> None:
+        """Forget the last plan."""
+        self._previous = None
+
+    def _constant_candidates(self) -> NDArray[np.float64]:
+        """Straight motions (M, A): each axis both ways, and for planar actions the diagonals."""
+        size = self._half.size
+        directions = np.concatenate([np.eye(size), -np.eye(size)])
+        if size == 2:
+            corners = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]) * np.sqrt(0.5)
+            directions = np.concatenate([directions, corners])
+        if self.profile.action.kind == "joint_position":
+            return np.zeros((0, size))  # a constant far position is a jump, not a motion
+        # With many joints these would crowd out the samples.
+        room = self.config.candidates // 4
+        return self._centre + 0.8 * self._half * directions[:room]
+
+    def shifted(self, stamp_ns: int) -> NDArray[np.float64] | None:
+        """Return the previous plan (T, A) moved on to a later stamp; its last action is held.
+
+        Returns None without a previous plan, or when it is older than its own horizon.
+        """
+        if self._previous is None:
+            return None
+        before, actions = self._previous
+        shift = round((stamp_ns - before) / self._tick_ns)
+        if not 0 <= shift < len(actions):
+            return None
+        return np.concatenate([actions[shift:], np.repeat(actions[-1:], shift, 0)])
+
+    def plan(
+        self,
+        model: OutcomeModel,
+        context: Context,
+        goal: Goal,
+        committed: NDArray[np.floating],
+        delay_s: float,
+        weights: Weights | None = None,
+        proposal: tuple[Floats, Floats] | None = None,
+    ) -> Plan:
+        """Search the actions that lead to the goal at least cost.
+
+        Args:
+            model: predicts the outcomes of candidates.
+            context: the prompt; the state that the plan starts from.
+            goal: where to go.
+            committed: (K, A), oldest first, the commands that act before this plan can; the last
+                one is in force until the plan takes effect. K >= 1.
+            delay_s: from the context's stamp to the plan's effect.
+            weights: of the objective; the profile's where not given.
+            proposal: mean and deviation (T, A) of a learned proposal.
+
+        Returns:
+            The plan; its first action takes effect ``delay_s`` after the context's stamp.
+
+        Raises:
+            WmError: every candidate's outcome is not finite.
+        """
+        weights = weights or Weights.of(self.profile)
+        config, size = self.config, self._half.size
+        knots = self._basis.shape[1]
+        brake = brake_actions(self.profile, committed[-1]).astype(np.float64)
+        seeds, names = [brake], ["brake"]
+        shifted = self.shifted(context.stamp_ns)
+        if shifted is not None:
+            seeds.append(shifted)
+            names.append("shifted")
+        if proposal is not None:
+            seeds.append(np.clip(proposal[0], self._low, self._high))
+            names.append("proposal")
+        for constant in self._constants:
+            seeds.append(np.repeat(constant[None], len(brake), 0))
+            names.append("constant")
+
+        start = shifted if shifted is not None else brake
+        mean = self._fit @ start  # (knots, A)
+        sigma = np.repeat((config.sigma * self._half)[None], knots, 0)
+        elites = max(2, round(config.elite_share * config.candidates))
+        best: tuple[float, NDArray[np.float64], str] | None = None
+        winner: Plan | None = None
+        extra, labels = np.stack(seeds), names
+        for _ in range(config.iterations):
+            count = config.candidates - len(extra)
+            noise = self._correlated_noise(count, knots, size)
+            samples = np.einsum("tk,nka->nta", self._basis, mean + noise * sigma)
+            actions = np.concatenate([extra, np.clip(samples, self._low, self._high)])
+            origin = [*labels, *["samples"] * count]
+            applied = delayed(actions, committed, delay_s, self.profile.model.tick_s)
+            outcomes = model.rollout(context, applied, goal.latent)
+            cost, terms = self.objective(outcomes, applied, goal, weights)
+            order = np.argsort(cost)
+            top = int(order[0])
+            if not np.isfinite(cost[top]):
+                raise WmError("the model's predictions are not finite for any candidate.")
+            if best is None or cost[top] < best[0]:
+                best = (float(cost[top]), actions[top], origin[top])
+                winner = Plan(
+                    stamp_ns=context.stamp_ns,
+                    actions=actions[top].astype(np.float32),
+                    applied=applied[top],
+                    outcomes=outcomes.pick(top),
+                    cost=float(cost[top]),
+                    terms={name: float(term[top]) for name, term in terms.items()},
+                    source=origin[top],
+                )
+            kept = [index for index in order[:elites] if np.isfinite(cost[index])]
+            fitted = np.einsum("kt,nta->nka", self._fit, actions[kept])
+            mean = fitted.mean(0)
+            sigma = np.maximum(fitted.std(0), config.sigma_floor * self._half)
+            # The best so far and the centre of the search compete in the next iteration.
+            centre = np.clip(self._basis @ mean, self._low, self._high)
+            extra, labels = np.stack([best[1], centre]), [best[2], "samples"]
+        assert winner is not None
+        self._previous = (context.stamp_ns, winner.actions.astype(np.float64))
+        return _owned(winner)
+
+    def _correlated_noise(self, count: int, knots: int, size: int) -> NDArray[np.float64]:
+        """Unit-variance AR(1) noise along the knots (count, knots, A)."""
+        rho = self.profile.basis.noise_correlation
+        noise = self._random.standard_normal((count, knots, size))
+        for knot in range(1, knots):
+            noise[:, knot] = rho * noise[:, knot - 1] + np.sqrt(1.0 - rho**2) * noise[:, knot]
+        return noise
+
+
+def delayed(
+    actions: NDArray[np.floating], committed: NDArray[np.floating], delay_s: float, tick_s: float
+) -> Floats:
+    """Turn commands into what acts in each tick from the state's stamp on.
+
+    Args:
+        actions: (N, T, A) commands, the first in effect ``delay_s`` after the state's stamp.
+        committed: (K, A) commands before them, oldest first; the oldest held further back.
+        delay_s: time to effect.
+        tick_s: length of a tick.
+
+    Returns:
+        (N, T, A): in each tick, the mean of the commands in force, weighted by time.
+    """
+    ticks = delay_s / tick_s
+    whole = int(np.floor(ticks + 1e-9))
+    share = max(ticks - whole, 0.0)
+    before = np.asarray(committed, dtype=np.float64)
+    missing = whole + 1 - len(before)
+    if missing > 0:
+        before = np.concatenate([np.repeat(before[:1], missing, 0), before])
+    count, horizon = actions.shape[0], actions.shape[1]
+    line = np.concatenate([np.repeat(before[None], count, 0), actions], axis=1)
+    first = len(before) - whole
+    now = line[:, first : first + horizon]
+    earlier = line[:, first - 1 : first - 1 + horizon]
+    return np.asarray((1.0 - share) * now + share * earlier, dtype=np.float32)
+
+
+def _owned(plan: Plan) -> Plan:
+    """Copy what still points into the engine's buffers."""
+    outcomes = plan.outcomes
+    copy = Outcomes(
+        outcomes.latents.copy(),
+        outcomes.joints.copy(),
+        outcomes.state.copy(),
+        outcomes.risk.copy(),
+        outcomes.uncertainty.copy(),
+        outcomes.time_to_goal.copy(),
+    )
+    return Plan(
+        plan.stamp_ns, plan.actions, plan.applied.copy(), copy, plan.cost, plan.terms, plan.source
+    )

@@ -1,0 +1,218 @@
+"""A bundle's model as planning sees it: arrays in physical units in, outcomes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.bundle import Bundle
+from wm_node.engine.protocol import Engine
+from wm_node.errors import WmError
+
+Floats = NDArray[np.float32]
+Frames = Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the model is prompted with: the present and a few steps before it, oldest first."""
+
+    stamp_ns: int
+    """Stamp of the newest frame: the state that predictions start from."""
+    latents: Floats
+    """(C, latent)."""
+    joints: Floats
+    """(C, J) positions at the frames' stamps."""
+    actions: Floats
+    """(C, ticks, A): entry i acted during the step that ended at frame i."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Predicted futures of N candidates; entry h describes the end of step h + 1."""
+
+    latents: Floats
+    """(N, H, latent)."""
+    joints: Floats
+    """(N, H, J) positions."""
+    state: Floats
+    """(N, H, S) labelled values, S = 0 without labels."""
+    risk: Floats
+    """(N, H, E) probability that the event has happened by then, NaN where not available."""
+    uncertainty: Floats
+    """(N, H) disagreement of the ensemble, in units of its calibration; 1 is usual."""
+    time_to_goal: Floats
+    """(N, H) model steps left to the goal latent, NaN without one."""
+
+    def pick(self, index: int) -> Outcomes:
+        """Return the outcomes of one candidate, N = 1."""
+        part = slice(index, index + 1)
+        return Outcomes(
+            self.latents[part],
+            self.joints[part],
+            self.state[part],
+            self.risk[part],
+            self.uncertainty[part],
+            self.time_to_goal[part],
+        )
+
+
+class WorldModel:
+    """Typed calls of the engine's graphs. Owned by one thread, as the engine is."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle, self.engine, self.profile = bundle, engine, bundle.profile
+        config = bundle.manifest.get("model", {})
+        self.latent_size = int(config.get("latent", 0))
+        calibration = bundle.manifest.get("calibration") or {}
+        self._uncertainty_scale = float(calibration.get("uncertainty_scale", 1.0))
+        self._surprise_scale = np.asarray(
+            calibration.get("surprise_scale", [1.0]), dtype=np.float32
+        )
+        trained = calibration.get("events_trained")
+        self._events_trained = np.array(
+            [trained is None or name in trained for name in self.profile.event_names], dtype=bool
+        )
+        self._no_goal = np.zeros((1, self.latent_size), dtype=np.float32)
+
+    def prepare(self, candidates: tuple[int, ...]) -> None:
+        """Compile and warm every graph for these population sizes (and 1)."""
+        profile, rates = self.profile, self.profile.model
+        camera = profile.cameras[0]
+        frame = np.zeros((camera.model_height, camera.model_width, 3), dtype=np.uint8)
+        frames = {item.name: frame for item in profile.cameras}
+        latent = self.encode(frames)
+        joints, count = len(profile.joints.names), len(profile.action.names)
+        context = Context(
+            0,
+            np.repeat(latent[None], rates.context_steps, 0),
+            np.zeros((rates.context_steps, joints), np.float32),
+            np.zeros((rates.context_steps, rates.ticks_per_step, count), np.float32),
+        )
+        for size in sorted({1, *candidates}):
+            self.rollout(context, np.zeros((size, rates.horizon_ticks, count), np.float32))
+        self.read(latent)
+        self.propose(context, None, None)
+        self.decode(np.repeat(latent[None], rates.horizon_steps, 0), latent, frames)
+
+    def encode(self, frames: Frames) -> Floats:
+        """Encode the frames of one instant.
+
+        Args:
+            frames: camera name -> (H, W, 3) uint8 RGB of the model's size; absent ones are masked.
+
+        Returns:
+            (latent,) token.
+
+        Raises:
+            WmError: a frame has another size, or no known camera is given.
+        """
+        cameras = self.profile.cameras
+        shape = (cameras[0].model_height, cameras[0].model_width, 3)
+        stacked = np.zeros((1, len(cameras), *shape), dtype=np.uint8)
+        mask = np.zeros((1, len(cameras)), dtype=np.float32)
+        for index, camera in enumerate(cameras):
+            frame = frames.get(camera.name)
+            if frame is None:
+                continue
+            if frame.shape != shape:
+                raise WmError(
+                    f"a frame of camera '{camera.name}' has shape {frame.shape}, the model needs "
+                    f"{shape}; resize it first."
+                )
+            stacked[0, index] = frame
+            mask[0, index] = 1.0
+        if not mask.any():
+            raise WmError("no frame of a camera that the model knows was given.")
+        out: Floats = self.engine.run("encode", {"frames": stacked, "mask": mask})["latent"][0]
+        return out.copy()
+
+    def rollout(
+        self, context: Context, actions: Floats, goal_latent: Floats | None = None
+    ) -> Outcomes:
+        """Predict the outcomes of candidates.
+
+        Args:
+            context: the prompt.
+            actions: (N, T, A), physical units, one action a tick over the whole horizon.
+            goal_latent: (latent,) of a goal picture, for ``time_to_goal``.
+
+        Returns:
+            Outcomes; the arrays are valid until the next call.
+        """
+        out = self.engine.run(
+            "rollout",
+            {
+                "latents": context.latents[None],
+                "joints": context.joints[None],
+                "past_actions": context.actions[None],
+                "actions": np.ascontiguousarray(actions, dtype=np.float32),
+                "goal_latent": self._no_goal if goal_latent is None else goal_latent[None],
+            },
+        )
+        shape = out["uncertainty"].shape
+        risk = out.get("risk")
+        if risk is None:
+            risk = np.zeros((*shape, 0), np.float32)
+        elif not self._events_trained.all():
+            risk = np.where(self._events_trained, risk, np.nan).astype(np.float32)
+        state = out.get("state")
+        return Outcomes(
+            latents=out["future_latents"],
+            joints=out["future_joints"],
+            state=np.zeros((*shape, 0), np.float32) if state is None else state,
+            risk=risk,
+            uncertainty=out["uncertainty"] / self._uncertainty_scale,
+            time_to_goal=np.full(shape, np.nan, np.float32)
+            if goal_latent is None
+            else out["time_to_goal"],
+        )
+
+    def read(self, latent: Floats) -> Floats:
+        """(latent,) -> (S,) labelled values of an observed latent; S = 0 without labels."""
+        if "read" not in self.bundle.graphs:
+            return np.zeros(0, np.float32)
+        out: Floats = self.engine.run("read", {"latents": latent[None]})["state"][0]
+        return out.copy()
+
+    def propose(
+        self, context: Context, goal_latent: Floats | None, goal_state: Floats | None
+    ) -> tuple[Floats, Floats]:
+        """Return the proposal's mean and deviation (T, A) for a goal in normalised labels."""
+        labels = max(len(self.profile.labels), 1)
+        size = self.latent_size
+        goal = np.zeros((1, size + 1 + labels + 1), dtype=np.float32)
+        if goal_latent is not None:
+            goal[0, :size], goal[0, size] = goal_latent, 1.0
+        if goal_state is not None:
+            goal[0, size + 1 : -1], goal[0, -1] = goal_state, 1.0
+        out = self.engine.run(
+            "propose",
+            {"latent": context.latents[-1:], "joints": context.joints[-1:], "goal": goal},
+        )
+        return out["mean"][0].copy(), out["deviation"][0].copy()
+
+    def decode(self, latents: Floats, latent_now: Floats, frames_now: Frames) -> NDArray[np.uint8]:
+        """Draw frames of M latents as changes of the present ones.
+
+        Returns:
+            (M, cameras, H, W, 3) uint8.
+        """
+        stacked = np.stack([frames_now[camera.name] for camera in self.profile.cameras])[None]
+        out = self.engine.run(
+            "decode",
+            {"latents": latents, "latent_now": latent_now[None], "frames_now": stacked},
+        )["frames"]
+        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+
+    def surprise(self, predicted: Floats, observed: Floats, step: int) -> float:
+        """Distance of an observed latent from the one predicted ``step`` steps before.
+
+        Returns:
+            Root mean square difference over its usual value in left-out data: 1 is usual.
+        """
+        usual = self._surprise_scale[min(step, self._surprise_scale.size) - 1]
+        return float(np.sqrt(np.mean((predicted - observed) ** 2)) / usual)
