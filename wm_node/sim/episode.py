@@ -1,0 +1,108 @@
+"""One simulated episode as time-stamped streams: what a robot's topics would carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.sim.behaviours import Mix, make_behaviour
+from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
+
+NS = 1_000_000_000
+STEP_NS = round(DRIVER_STEP_S * NS)
+COMMAND_STEPS = 10  # driver steps between commands: 10 Hz
+EPISODE_S = 6.1  # 60 ticks of 0.1 s, and one more for the action of the last
+FIRST_STAMP_S = 1_700_000_000  # simulated bags need some date
+EPISODE_SPACING_S = 60
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Streams of one episode. N samples at 100 Hz, K commands, F frames; stamps in ns.
+
+    A command holds from its stamp on. Metres, rad, m/s; quaternions are x, y, z, w.
+    """
+
+    seed: int
+    behaviour: str
+    stamps: NDArray[np.int64]  # (N,)
+    joints: NDArray[np.float64]  # (N, 4)
+    joint_velocities: NDArray[np.float64]  # (N, 4)
+    mug_position: NDArray[np.float64]  # (N, 3)
+    mug_orientation: NDArray[np.float64]  # (N, 4)
+    tip: NDArray[np.float64]  # (N, 2)
+    fell: NDArray[np.bool_]  # (N,)
+    zone: NDArray[np.bool_]  # (N,)
+    command_stamps: NDArray[np.int64]  # (K,)
+    commands: NDArray[np.float64]  # (K, 2)
+    frame_stamps: NDArray[np.int64]  # (F,)
+    frames: NDArray[np.uint8]  # (F, H, W, 3); F is 0 without a camera
+
+
+def record_episode(
+    sim: TabletopSim,
+    seed: int,
+    mix: Mix,
+    camera_rate_hz: float | None,
+    duration_s: float = EPISODE_S,
+) -> Streams:
+    """Run the episode ``seed`` with a behaviour drawn from ``mix``; the seed decides everything.
+
+    Args:
+        sim: the simulator; it is reset.
+        seed: of the episode.
+        mix: shares of behaviours.
+        camera_rate_hz: frames a second, a divisor of 100; None renders nothing.
+        duration_s: length in simulated time.
+    """
+    rng = np.random.default_rng([seed, 0xB0B])
+    sim.reset(seed)
+    name = mix.draw(rng)
+    behaviour = make_behaviour(name)
+    behaviour.reset(sim, rng)
+    # Commands need not fall on the frames: the closed loop's do not either.
+    phase = int(rng.integers(0, COMMAND_STEPS))
+    start = (FIRST_STAMP_S + EPISODE_SPACING_S * seed) * NS
+    frame_every = round(1 / (camera_rate_hz * DRIVER_STEP_S)) if camera_rate_hz else 0
+    steps = round(duration_s / DRIVER_STEP_S)
+
+    joints, velocities = np.empty((steps, 4)), np.empty((steps, 4))
+    position, orientation = np.empty((steps, 3)), np.empty((steps, 4))
+    tip = np.empty((steps, 2))
+    fell, zone = np.zeros(steps, dtype=np.bool_), np.zeros(steps, dtype=np.bool_)
+    command_steps: list[int] = []
+    commands: list[NDArray[np.float64]] = []
+    frame_steps: list[int] = []
+    frames: list[NDArray[np.uint8]] = []
+    for step in range(steps):
+        joints[step], velocities[step] = sim.joint_positions(), sim.joint_velocities()
+        position[step], orientation[step] = sim.mug_pose()[:3], sim.mug_orientation()
+        tip[step], fell[step], zone[step] = sim.tip(), sim.fell(), sim.in_zone()
+        if frame_every and step % frame_every == 0:
+            frame_steps.append(step)
+            frames.append(sim.render().copy())
+        if step % COMMAND_STEPS == phase:
+            command = behaviour.act(sim, rng)
+            sim.command_tip_velocity(command)
+            command_steps.append(step)
+            commands.append(command)
+        sim.advance(DRIVER_STEP_S)
+    width, height = sim.camera_size
+    return Streams(
+        seed=seed,
+        behaviour=name,
+        stamps=start + STEP_NS * np.arange(steps, dtype=np.int64),
+        joints=joints,
+        joint_velocities=velocities,
+        mug_position=position,
+        mug_orientation=orientation,
+        tip=tip,
+        fell=fell,
+        zone=zone,
+        command_stamps=start + STEP_NS * np.array(command_steps, dtype=np.int64),
+        commands=np.array(commands).reshape(-1, 2),
+        frame_stamps=start + STEP_NS * np.array(frame_steps, dtype=np.int64),
+        frames=np.stack(frames) if frames else np.empty((0, height, width, 3), dtype=np.uint8),
+    )
