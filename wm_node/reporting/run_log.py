@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
 
-from wm_node.data.images import decode_image
+from wm_node.data.images import decode_image, resize_area
 from wm_node.data.messages import typestore
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
@@ -68,6 +68,7 @@ class RunLog:
         frames: stamps of the frames, by camera.
         labels: labelled state values by name, each (N, 1).
         events: events by name, each (N, 1), 1 while active.
+        joints: joint positions (N, J) in model order.
         applied: the actions really applied, (N, A), by the profile's readback.
         commanded: stamps of the planner's commands.
         verdicts: worst value over the steps of each verdict channel, by name, each (N, 1).
@@ -82,6 +83,7 @@ class RunLog:
     frames: dict[str, NDArray[np.int64]]
     labels: dict[str, Series]
     events: dict[str, Series]
+    joints: Series
     applied: Series
     commanded: NDArray[np.int64]
     verdicts: dict[str, Series]
@@ -185,6 +187,7 @@ class _Collector:
         self.frames: dict[str, list[int]] = {camera.name: [] for camera in profile.cameras}
         self.labels: dict[str, list[tuple[int, list[float]]]] = {}
         self.events: dict[str, list[tuple[int, list[float]]]] = {}
+        self.joints: list[tuple[int, list[float]]] = []
         self.applied: list[tuple[int, list[float]]] = []
         self.commanded: list[int] = []
         self.verdicts: dict[str, list[tuple[int, list[float]]]] = {}
@@ -201,6 +204,8 @@ class _Collector:
         for event in profile.events:
             if _is_topic(topic, event.topic) and kind == event.message:
                 found.append(_row(self.events.setdefault(event.name, []), event.field))
+        if _is_topic(topic, profile.joints.topic) and kind == "sensor_msgs/msg/JointState":
+            found.append(self._add_joints)
         readback = profile.action.readback
         if _is_topic(topic, readback.topic) and kind == readback.message:
             found.append(self._add_applied)
@@ -213,6 +218,11 @@ class _Collector:
         if kind == "diagnostic_msgs/msg/DiagnosticArray":
             found.append(lambda message, ns: self.diagnostics.extend(_statuses(message, ns)))
         return found
+
+    def _add_joints(self, message: Any, recorded_ns: int) -> None:
+        values = _readback(message, ("position",), self.profile.joints.names)
+        if values is not None:
+            self.joints.append((_stamp(message, recorded_ns), values))
 
     def _add_applied(self, message: Any, recorded_ns: int) -> None:
         action = self.profile.action
@@ -263,6 +273,7 @@ def read_run(bag: str | Path, profile: RobotProfile) -> RunLog:
         frames={k: np.array(sorted(v), dtype=np.int64) for k, v in collected.frames.items()},
         labels={k: Series.of(rows, 1) for k, rows in collected.labels.items()},
         events={k: Series.of(rows, 1) for k, rows in collected.events.items()},
+        joints=Series.of(collected.joints, len(profile.joints.names)),
         applied=Series.of(collected.applied, len(profile.action.names)),
         commanded=np.array(sorted(collected.commanded), dtype=np.int64),
         verdicts={k: Series.of(rows, 1) for k, rows in collected.verdicts.items()},
@@ -279,7 +290,11 @@ def _header_stamp(raw: bytes | memoryview) -> int:
 
 
 def read_frames(
-    bag: str | Path, profile: RobotProfile, camera: str, wanted: Sequence[int]
+    bag: str | Path,
+    profile: RobotProfile,
+    camera: str,
+    wanted: Sequence[int],
+    size: tuple[int, int] | None = None,
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode only the wanted frames of one camera.
 
@@ -288,6 +303,7 @@ def read_frames(
         profile: its robot.
         camera: a camera of the profile.
         wanted: frame stamps from :attr:`RunLog.frames`.
+        size: (width, height) to resize to; None keeps the recorded size.
 
     Returns:
         stamp -> uint8 RGB (H, W, 3); a stamp that the bag does not hold is missing.
@@ -303,7 +319,8 @@ def read_frames(
         for connection, recorded_ns, raw in reader.messages(connections):
             stamp = _header_stamp(raw) or recorded_ns
             if stamp in left:
-                found[stamp] = decode_image(reader.deserialize(raw, connection.msgtype))
+                frame = decode_image(reader.deserialize(raw, connection.msgtype))
+                found[stamp] = frame if size is None else resize_area(frame, *size)
                 left.discard(stamp)
                 if not left:
                     break
