@@ -17,6 +17,8 @@ COMPRESSIONS: dict[str, CompressionType] = {
     "zstd": CompressionType.ZSTD,
 }
 LIBRARY = f"wm_node {__version__}"
+# Name of the MCAP metadata record that tells what was recorded and how.
+METADATA_NAME = "wm_node"
 
 # Bytes of a message record around its payload: opcode, length, channel, sequence, two times.
 _RECORD_OVERHEAD = 31

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wm_node.errors import WmError
-from wm_node.recording.mcap_file import COMPRESSIONS, McapFile
+from wm_node.recording.mcap_file import COMPRESSIONS, METADATA_NAME, McapFile
 from wm_node.recording.metadata import (
     FileInfo,
     Topic,
@@ -40,7 +40,6 @@ DROP_CLOSED = "closed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_S = 0.05  # the writer looks at the queue this often, or at once when much is waiting
 _SPACE_PERIOD_S = 0.25
-_METADATA_NAME = "wm_node"
 
 
 @dataclass(frozen=True)
@@ -455,7 +454,7 @@ class BagRecorder:
         self._file = file
         self._file_since = self._chunk_since = time.monotonic()
         if self._metadata:
-            file.add_metadata(_METADATA_NAME, self._metadata | {"chunk_s": f"{config.chunk_s:g}"})
+            file.add_metadata(METADATA_NAME, self._metadata | {"chunk_s": f"{config.chunk_s:g}"})
         for name, (media_type, data) in self._attachments.items():
             file.add_attachment(name, media_type, data, now_ns)
         for kept in self._latched.values():
