@@ -31,6 +31,7 @@ class Reason(Enum):
     PLANNER_INACTIVE = ("the planner is not active", "activate the planner")
     NO_GOAL = ("the planner has no goal", "set goal_state or publish a goal image")
     GOAL_REACHED = ("the goal is reached", "nothing to do, or set the next goal")
+    SHADOW = ("the planner runs in shadow mode", "set its parameter 'shadow' to false")
     FRAMES_STALE = ("no fresh camera frame", "check the camera and its topic")
     CONTEXT_EMPTY = ("the model's context is not full yet", "wait; check frame and joint rates")
     ENGINE_ERROR = ("the model's engine failed", "read the planner's log and restart it")
@@ -54,6 +55,9 @@ class Reason(Enum):
     JOINTS_NOT_FINITE = ("a joint state holds NaN or infinity", "check the robot's driver")
     JOINT_NAMES = ("a joint state lacks joints of the profile", "check the profile's joint names")
 
+    # The clock.
+    CLOCK_STOPPED = ("the ROS clock stands still", "start the source of /clock")
+
     # What the model foresees.
     UNVERIFIED = ("a command has no verdict of its own stamp", "check the world model's node")
     RISK = ("a predicted risk is above its threshold", "move the goal or the obstacle")
@@ -64,6 +68,19 @@ class Reason(Enum):
     HEARTBEAT_LOST = ("the planner died or hangs", "restart the planner, then reset", True)
     PLAN_STALE = ("the planner lives, but completes no plan", "restart the planner, reset", True)
     CLOCK_JUMP = ("the ROS clock jumped", "find out what set the clock, then reset", True)
-    CLOCK_STOPPED = ("the ROS clock stands still", "start the source of /clock, then reset", True)
     SECOND_PUBLISHER = ("another node commands the robot", "stop that node, then reset", True)
     OPERATOR_STOP = ("an operator stopped the robot", "reset when it is safe", True)
+
+
+# Holding for one of these is ordinary operation; for any other reason it is an intervention.
+ORDINARY: frozenset[Reason] = frozenset(
+    {
+        Reason.OK,
+        Reason.INACTIVE,
+        Reason.NO_COMMAND,
+        Reason.PLANNER_INACTIVE,
+        Reason.NO_GOAL,
+        Reason.GOAL_REACHED,
+        Reason.SHADOW,
+    }
+)
