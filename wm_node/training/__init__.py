@@ -1,1 +1,1 @@
-"""wm_node.training."""
+"""Training: from a dataset to a bundle, and the measurements that decide which one ships."""

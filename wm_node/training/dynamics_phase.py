@@ -1,0 +1,210 @@
+"""Phase 2: dynamics and heads on cached latents of the frozen encoder.
+
+The dynamics are trained again from where phase 1 left them, with far more windows than frames
+could be encoded for: this is what decides planning success. Label heads read predicted and
+observed latents; by default their gradient stops there, so that neither encoder nor rollout is
+shaped by labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wm_node.model.world import WorldModelNet
+from wm_node.training.data import TrainingData, batches
+from wm_node.training.loop import Phase
+from wm_node.training.recipe import Recipe
+
+
+class Windows:
+    """Windows of context and horizon on cached latents."""
+
+    def __init__(self, net: WorldModelNet, data: TrainingData, latents: Tensor) -> None:
+        self.net, self.data, self.latents = net, data, latents
+        self.context, self.horizon = net.dims.context, net.dims.horizon
+        self.steps = self.context + self.horizon
+        self.split = data.split(self.steps)
+
+    def gather(self, at: Tensor) -> dict[str, Tensor]:
+        """(B,) window starts -> latents, joints, actions of all steps, labels and events ahead."""
+        ticks = self.data.frame_ticks(at, self.steps)
+        ahead = ticks[:, self.context :]
+        span = self.data.ticks
+        # An event belongs to a step if it was active in any tick of it.
+        inside = ahead.unsqueeze(-1) - torch.arange(span, 0, -1, device=at.device)
+        events = self.data.events[inside].amax(2) if self.net.dims.events else None
+        result = {
+            "latents": self.latents[ticks],
+            "joints": self.data.joints[ticks],
+            "actions": self.data.step_actions(at, self.steps),
+            "labels": self.data.labels[ahead],
+        }
+        if events is not None:
+            # At the end of the step it may also just have begun.
+            result["events"] = torch.maximum(events, self.data.events[ahead])
+        return result
+
+    def predict(self, window: Mapping[str, Tensor], noise: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Predict the horizon of windows: latents (B, H, latent), hidden states (B, H, W)."""
+        context = self.context
+        latents = window["latents"][:, :context]
+        if noise > 0.0:
+            latents = latents + noise * torch.randn_like(latents)
+        future, hidden = self.net.predict(
+            latents,
+            window["joints"][:, :context],
+            window["actions"][:, :context],
+            window["actions"][:, context:].unsqueeze(1),
+        )
+        return future[:, 0], hidden[:, 0]
+
+    @torch.no_grad()
+    def errors(self, starts: NDArray[np.int64], batch: int = 2048) -> NDArray[np.float64]:
+        """Mean square prediction error of each window (N,), used to find the hard ones."""
+        self.net.eval()
+        parts = []
+        for first in range(0, len(starts), batch):
+            at = torch.from_numpy(starts[first : first + batch]).to(self.data.device)
+            window = self.gather(at)
+            future, _ = self.predict(window)
+            wanted = window["latents"][:, self.context :]
+            parts.append(((future - wanted) ** 2).mean((1, 2)).double().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def freeze_encoder(net: WorldModelNet) -> None:
+    """Fix what phase 1 made, its BatchNorm statistics too."""
+    for parameter in net.encoder.parameters():
+        parameter.requires_grad_(False)
+
+
+class DynamicsTraining(nn.Module):
+    """The parts of the network that phase 2 trains."""
+
+    def __init__(self, net: WorldModelNet) -> None:
+        super().__init__()
+        self.dynamics = net.dynamics
+        self.state, self.risk = net.heads.state, net.heads.risk
+        self.joints, self.disagreement = net.heads.joints, net.heads.disagreement
+
+
+def head_losses(
+    net: WorldModelNet, latents: Tensor, labels: Tensor, events: Tensor | None
+) -> dict[str, Tensor]:
+    """Losses of the label heads on latents (..., latent); unknown labels do not count."""
+    result = {}
+    if net.dims.labels:
+        known = torch.isfinite(labels)
+        wanted = net.normalise("labels", torch.nan_to_num(labels))
+        error = (net.heads.state(latents) - wanted) ** 2
+        result["state"] = (error * known).sum() / known.sum().clamp_min(1)
+    if events is not None:
+        known = torch.isfinite(events)
+        logits = net.heads.risk(latents)
+        error = nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.nan_to_num(events), reduction="none"
+        )
+        result["risk"] = (error * known).sum() / known.sum().clamp_min(1)
+    return result
+
+
+def dynamics_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
+    """Build the phase: latents, joints, label heads and the disagreement ensemble."""
+    net, data, context = windows.net, windows.data, windows.context
+    starts = windows.split.train
+    weights = windows.errors(starts) if recipe.hard_share > 0.0 else None
+
+    def make_batches(first_step: int) -> Iterator[Tensor]:
+        for picked in batches(
+            starts, recipe.dynamics_batch, seed, first_step, weights, recipe.hard_share
+        ):
+            yield torch.from_numpy(picked).to(data.device)
+
+    def losses(at: Tensor, step: int) -> Mapping[str, Tensor]:
+        window = windows.gather(at)
+        future, hidden = windows.predict(window, recipe.latent_noise)
+        wanted = window["latents"][:, context:]
+        joints = window["joints"]
+        change = (joints[:, context:] - joints[:, context - 1 : context]) / net.joints_std
+        share = recipe.label_gradient
+        read = future.detach() if share == 0.0 else share * future + (1 - share) * future.detach()
+        imagined = head_losses(net, read, window["labels"], window.get("events"))
+        observed = head_losses(net, wanted, window["labels"], window.get("events"))
+        result = {
+            "prediction": ((future - wanted) ** 2).mean(),
+            "joints": ((net.heads.joints(hidden) - change) ** 2).mean(),
+            "disagreement": _disagreement_loss(net, hidden.detach(), wanted),
+        }
+        for name in imagined:
+            result[name] = imagined[name] + 0.5 * observed[name]
+        return result
+
+    return Phase(
+        "dynamics",
+        recipe.dynamics_steps,
+        DynamicsTraining(net),
+        recipe.dynamics_rate,
+        make_batches,
+        losses,
+    )
+
+
+def _disagreement_loss(net: WorldModelNet, hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Each member learns the projected latent on its own random half of the batch."""
+    heads = net.heads.disagreement
+    flat = hidden.flatten(0, 1)
+    members = heads(flat)
+    target = (wanted.flatten(0, 1) @ heads.projection).unsqueeze(0)
+    share = torch.rand(members.shape[0], len(hidden), 1, device=hidden.device) < 0.5
+    half = share.float().expand(-1, -1, wanted.shape[1]).flatten(1).unsqueeze(-1)
+    return ((members - target) ** 2 * half).mean() * 2.0
+
+
+@torch.no_grad()
+def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
+    """Errors on left-out episodes: latents, copy-last, and labels in their own units."""
+    net = windows.net
+    net.eval()
+    starts = windows.split.validation
+    step = max(1, len(starts) // limit)
+    at = torch.from_numpy(starts[::step]).to(windows.data.device)
+    window = windows.gather(at)
+    future, hidden = windows.predict(window)
+    wanted = window["latents"][:, windows.context :]
+    present = window["latents"][:, windows.context - 1 : windows.context]
+    figures = {
+        "latent_mse": float(((future - wanted) ** 2).mean()),
+        "latent_mse_copy": float(((present - wanted) ** 2).mean()),
+    }
+    joints = window["joints"]
+    predicted = net.future_joints(hidden.unsqueeze(1), joints[:, windows.context - 1])[:, 0]
+    error = (predicted - joints[:, windows.context :]) ** 2
+    for step_ahead in {1, 2, 4, windows.horizon}:
+        if step_ahead <= windows.horizon:
+            figures[f"joint_rmse_{step_ahead}"] = float(error[:, step_ahead - 1].mean().sqrt())
+    if net.dims.labels:
+        read = net.restore("labels", net.heads.state(future))
+        seen = net.restore("labels", net.heads.state(wanted))
+        for index, name in enumerate(windows.data.profile.label_names):
+            gap = (read - window["labels"])[..., index].abs()
+            figures[f"{name}_mae_{windows.horizon}"] = float(gap[:, -1].nanmean())
+            observed = (seen - window["labels"])[..., index].abs()
+            figures[f"{name}_mae_observed"] = float(observed.nanmean())
+        pose = windows.data.profile.objective
+        if pose is not None:
+            columns = [windows.data.profile.label_names.index(name) for name in pose.goal]
+            gap = (read - window["labels"])[..., columns].norm(dim=-1)
+            first = windows.data.labels[
+                windows.data.frame_ticks(at, windows.steps)[:, windows.context - 1]
+            ][:, columns]
+            moved = (window["labels"][:, -1, columns] - first).norm(dim=-1) > 0.01
+            for ahead in (2, 4, windows.horizon):
+                if ahead <= windows.horizon:
+                    figures[f"goal_error_{ahead}"] = float(gap[:, ahead - 1].nanmean())
+            figures["goal_error_moved"] = float(gap[moved, -1].nanmean())
+    return figures

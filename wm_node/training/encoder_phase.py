@@ -1,0 +1,107 @@
+"""Phase 1: encoder and dynamics together, from frames, joints and actions; no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from wm_node.model.heads import mlp
+from wm_node.model.sigreg import sigreg
+from wm_node.model.world import WorldModelNet
+from wm_node.training.data import TrainingData, batches, prefetch
+from wm_node.training.loop import Phase
+from wm_node.training.recipe import Recipe
+
+
+class EncoderTraining(nn.Module):
+    """The network with what only this phase needs: an inverse model of the actions."""
+
+    def __init__(self, net: WorldModelNet) -> None:
+        super().__init__()
+        dims = net.dims
+        self.net = net
+        self.inverse = mlp(2 * net.config.latent, 256, dims.ticks * dims.action)
+
+
+def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, seed: int) -> Phase:
+    """Build the phase: prediction error without stop-gradient, SIGReg, inverse dynamics.
+
+    The prediction target is not detached: SIGReg alone keeps the latents from collapsing.
+    """
+    net, length = module.net, recipe.encoder_length
+    context, horizon = net.dims.context, net.dims.horizon
+    starts = data.split(length).train
+    # Contexts end at frames context-1 .. length-2; step k of context i predicts frame i + 1 + k.
+    ends = torch.arange(context - 1, length - 1, device=data.device)
+    back = torch.arange(context - 1, -1, -1, device=data.device)
+    ahead = torch.arange(1, horizon + 1, device=data.device)
+    past_index = ends.unsqueeze(1) - back  # (M, C)
+    future_index = ends.unsqueeze(1) + ahead  # (M, H)
+    valid = (future_index < length).float()
+    future_index = future_index.clamp_max(length - 1)
+
+    def make_batches(first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def read() -> Iterator[tuple[Tensor, Tensor]]:
+            for picked in batches(starts, recipe.encoder_batch, seed, first_step):
+                at = torch.from_numpy(picked).to(data.device)
+                yield at, data.frames(data.frame_ticks(at, length))
+
+        return read() if data.in_memory else prefetch(read())  # type: ignore[arg-type,return-value]
+
+    def losses(batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
+        at, frames = batch
+        size = len(at)
+        ticks = data.frame_ticks(at, length)
+        latents = net.encoder(frames.flatten(0, 1), data.mask[ticks].flatten(0, 1))
+        latents = latents.view(size, length, -1)
+        joints, actions = data.joints[ticks], data.step_actions(at, length)
+        many = size * len(ends)
+        future, hidden = net.predict(
+            latents[:, past_index].flatten(0, 1),
+            joints[:, past_index].flatten(0, 1),
+            actions[:, past_index].flatten(0, 1),
+            actions[:, future_index].flatten(0, 1).unsqueeze(1),
+        )
+        weight = valid.repeat(size, 1).unsqueeze(-1) / valid.mean()
+        target = latents[:, future_index].view(many, horizon, -1)
+        error = ((future[:, 0] - target) ** 2 * weight).mean()
+        change = (joints[:, future_index] - joints[:, ends].unsqueeze(2)) / net.joints_std
+        moved = net.heads.joints(hidden)[:, 0]
+        result = {
+            "prediction": error,
+            "sigreg": recipe.sigreg_weight * sigreg(latents.transpose(0, 1)),
+            "joints": recipe.joints_weight
+            * ((moved - change.view(many, horizon, -1)) ** 2 * weight).mean(),
+        }
+        if recipe.inverse_weight > 0.0:
+            pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
+            wanted = net.normalise("actions", actions[:, 1:]).flatten(-2)
+            result["inverse"] = (
+                recipe.inverse_weight * ((module.inverse(pairs) - wanted) ** 2).mean()
+            )
+        if recipe.reconstruction_weight > 0.0:
+            first, last = 0, int(torch.randint(1, length, ()))
+            few = slice(0, max(1, size // 3))
+            present = frames[few, first]
+            drawn = net.decoder(latents[few, last], latents[few, first], present)
+            difference = (drawn - frames[few, last].float()) / 127.5
+            result["reconstruction"] = recipe.reconstruction_weight * (difference**2).mean()
+        return result
+
+    return Phase(
+        "encoder", recipe.encoder_steps, module, recipe.encoder_rate, make_batches, losses
+    )
+
+
+@torch.no_grad()
+def encode_all(net: WorldModelNet, data: TrainingData, batch: int = 256) -> Tensor:
+    """Return the latents (T, latent) of every tick, float32 on the device."""
+    net.eval()
+    parts = []
+    total = data.joints.shape[0]
+    for start in range(0, total, batch):
+        at = torch.arange(start, min(start + batch, total), device=data.device)
+        parts.append(net.encoder(data.frames(at), data.mask[at]))
+    return torch.cat(parts).float()

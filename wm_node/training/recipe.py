@@ -1,0 +1,111 @@
+"""How long and how hard each phase of training works: one frozen recipe, kept in the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, batches and weights of the phases. The defaults train the table-top bundle."""
+
+    # Phase 1: encoder and dynamics together, from frames.
+    encoder_steps: int = 6000
+    encoder_batch: int = 48
+    """Sequences a step."""
+    encoder_length: int = 12
+    """Model steps of a sequence."""
+    encoder_rate: float = 1e-3
+    sigreg_weight: float = 0.1
+    inverse_weight: float = 0.1
+    """Weight of predicting the actions between two observed latents."""
+    joints_weight: float = 0.1
+    """Weight of predicting future joint positions."""
+    reconstruction_weight: float = 0.0
+    """Weight of redrawing frames through the decoder, with gradient into the encoder."""
+    # Phase 2: dynamics and heads on latents that are computed once.
+    dynamics_steps: int = 12000
+    dynamics_batch: int = 384
+    """Windows a step."""
+    dynamics_rate: float = 1e-3
+    latent_noise: float = 0.1
+    """Deviation of the noise on the context's latents."""
+    hard_share: float = 0.5
+    """Share of windows drawn in proportion to their prediction error after phase 1."""
+    label_gradient: float = 0.0
+    """Share of the label heads' gradient that reaches the dynamics; 0: labels train heads only."""
+    # Phase 3: value and proposal on the same latents.
+    value_steps: int = 6000
+    value_batch: int = 1024
+    value_rate: float = 5e-4
+    discount: float = 0.95
+    """A model step."""
+    expectile: float = 0.9
+    """Above 0.5 favours the short ways among those seen."""
+    # Phase 4: decoder.
+    decoder_steps: int = 3000
+    decoder_batch: int = 32
+    decoder_rate: float = 1e-3
+    # All phases.
+    weight_decay: float = 1e-3
+    clip: float = 1.0
+    model: ModelConfig = ModelConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for manifest and checkpoints."""
+        return {**asdict(self), "model": self.model.to_dict()}
+
+    def scaled(self, factor: float) -> Recipe:
+        """Return the recipe with all step counts multiplied, for quick tries."""
+        steps = {
+            field.name: max(1, round(getattr(self, field.name) * factor))
+            for field in fields(self)
+            if field.name.endswith("_steps")
+        }
+        return replace(self, **steps)
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """Read a recipe from YAML; keys that are absent keep their defaults.
+
+    Raises:
+        WmError: unreadable, an unknown key, or a value that is not a finite number.
+    """
+    if path is None:
+        return Recipe()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WmError(f"cannot read the recipe {path}: {' '.join(str(error).split())}.") from error
+    return recipe_from_dict(data, str(path))
+
+
+def recipe_from_dict(data: Any, source: str) -> Recipe:
+    """Check plain data as a recipe.
+
+    Raises:
+        WmError: not a mapping, an unknown key, or a value of the wrong kind or sign.
+    """
+    if not isinstance(data, dict):
+        raise WmError(f"{source} is not a recipe: it must be a YAML mapping.")
+    known = {field.name: field for field in fields(Recipe)}
+    if unknown := sorted(set(data) - set(known)):
+        raise WmError(f"{source}: unknown recipe keys {unknown}; known are {sorted(known)}.")
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "model":
+            values[key] = ModelConfig.from_dict({**ModelConfig().to_dict(), **(value or {})})
+            continue
+        wanted = type(getattr(Recipe(), key))
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or (wanted is int and not isinstance(value, int)) or not 0 <= value < 1e9:
+            raise WmError(f"{source}: '{key}' must be a {wanted.__name__}, 0 or more.")
+        values[key] = wanted(value)
+    return Recipe(**values)
