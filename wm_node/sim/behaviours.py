@@ -108,17 +108,19 @@ class Still:
 
 
 class Wander:
-    """Smooth random velocities that turn back at the borders of the workspace."""
+    """Smooth random velocities that turn back at the borders, in half the episodes near the mug."""
 
     def __init__(self) -> None:
         self._velocity = np.zeros(2)
         self._keep = 0.8
         self._scale = 0.15
+        self._pull = 0.0
 
     def reset(self, sim: TabletopSim, rng: np.random.Generator) -> None:
         """Draw how smooth and how fast this episode is."""
         self._keep = float(rng.uniform(0.6, 0.92))
         self._scale = float(rng.uniform(0.06, 0.22))
+        self._pull = float(rng.uniform(0.3, 1.2)) if rng.random() < 0.5 else 0.0
         self._velocity = rng.normal(0.0, self._scale, 2)
 
     def act(self, sim: TabletopSim, rng: np.random.Generator) -> Vector:
@@ -133,7 +135,9 @@ class Wander:
                 tip[axis] > high[axis] - 0.03 and self._velocity[axis] > 0
             ):
                 self._velocity[axis] *= -1
-        return np.clip(self._velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
+        towards = np.array(sim.mug_pose()[:2]) - tip
+        velocity = self._velocity + np.clip(self._pull * towards, -0.12, 0.12)
+        return np.clip(velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
 
 
 class Scripted:

@@ -168,7 +168,6 @@ def scene_xml(width: int, height: int) -> str:
                 rgba="0.12 0.12 0.14 1" contype="4" conaffinity="2"/>
               <geom name="tip" class="link" type="sphere" size="{TIP_RADIUS}"
                 pos="0 0 {STICK_LENGTH}" rgba="0.90 0.05 0.70 1" contype="4" conaffinity="2"/>
-              <site name="tip" pos="0 0 {STICK_LENGTH}" size="0.002" group="4"/>
             </body>
           </body>
         </body>

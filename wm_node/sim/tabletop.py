@@ -9,7 +9,7 @@ from math import atan2, isfinite
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim import scene
@@ -22,12 +22,14 @@ from wm_node.sim.arm import (
     driver_at,
     driver_step,
     joints_for_tip,
+    tip_for_joints,
 )
 
 __all__ = ["COMMAND_TIMEOUT_S", "DRIVER_STEP_S", "JOINT_NAMES", "State", "TabletopSim"]
 
 PHYSICS_PER_DRIVER_STEP = 5
 DRIVER_STEP_S = 0.01
+STANDS_ABOVE = -0.02  # m; a mug whose bottom is lower has left the table
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
@@ -78,7 +80,6 @@ class TabletopSim:
         self.data = mujoco.MjData(self.model)
         self._renders = render
         self._renderer: mujoco.Renderer | None = None
-        self._tip_site = self.model.site("tip").id
         self._mug_body = self.model.body("mug").id
         self._mug_qpos = int(self.model.joint("mug").qposadr[0])
         self._mug_mass = float(self.model.body_mass[self._mug_body])
@@ -216,7 +217,8 @@ class TabletopSim:
 
     def tip(self) -> NDArray[np.float64]:
         """Return the measured tip position (2,) in m."""
-        return np.array(self.data.site_xpos[self._tip_site, :2])
+        # Not site_xpos: a step leaves the positions of bodies where they were before it.
+        return np.array(tip_for_joints(self.data.qpos[:4].tolist()))
 
     def mug_pose(self) -> tuple[float, float, float, float]:
         """Return the mug's ``(x, y, z, yaw)``: the centre of its bottom in m, and rad."""
@@ -232,13 +234,13 @@ class TabletopSim:
 
     def fell(self) -> bool:
         """Whether the mug has left the table top or lies on its side."""
-        upright = float(self.data.xmat[self._mug_body, 8])
-        return float(self.data.qpos[self._mug_qpos + 2]) < -0.02 or upright < 0.5
+        z, qx, qy = self.data.qpos[[self._mug_qpos + 2, self._mug_qpos + 4, self._mug_qpos + 5]]
+        return bool(has_fallen(z, qx, qy))
 
     def in_zone(self) -> bool:
         """Whether the mug stands with its centre inside the red zone."""
-        x, y, z, _ = self.mug_pose()
-        return z > -0.02 and scene.ZONE_BOUNDS.contains(x, y)
+        x, y, z = self.data.qpos[self._mug_qpos : self._mug_qpos + 3]
+        return bool(is_in_zone(x, y, z))
 
     def render(self) -> NDArray[np.uint8]:
         """Return the camera's picture, uint8 RGB (height, width, 3)."""
@@ -247,6 +249,9 @@ class TabletopSim:
         if self._renderer is None:
             width, height = self.camera_size
             self._renderer = mujoco.Renderer(self.model, height, width)
+        # A step leaves the poses of bodies where they were before it.
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
         self._renderer.update_scene(self.data, camera="front")
         return np.asarray(self._renderer.render(), dtype=np.uint8)
 
@@ -265,7 +270,6 @@ class TabletopSim:
             self._place_mug(*mug, self.mug_pose()[3] if yaw is None else yaw)
             if tip is not None:
                 self.data.qpos[:4] = joints_for_tip(*tip)
-            mujoco.mj_forward(self.model, self.data)
             return self.render()
         finally:
             self.restore(kept)
@@ -284,9 +288,6 @@ class TabletopSim:
         if state.seed != self.seed:
             self.reset(state.seed)
         mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward overwrites the solver's warm start, on which the next step depends.
-        mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
         self.driver_steps = state.driver_steps
         self.driver = state.driver
 
@@ -295,6 +296,20 @@ class TabletopSim:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def has_fallen(z: ArrayLike, qx: ArrayLike, qy: ArrayLike) -> NDArray[np.bool_]:
+    """Whether a mug at height ``z`` (m) with quaternion parts ``qx, qy`` is down; any shape."""
+    leans = np.square(qx) + np.square(qy) > 0.25  # by more than 60 degrees
+    return np.asarray((np.asarray(z) < STANDS_ABOVE) | leans)
+
+
+def is_in_zone(x: ArrayLike, y: ArrayLike, z: ArrayLike) -> NDArray[np.bool_]:
+    """Whether a mug at ``(x, y, z)`` in m stands inside the red zone; any shape."""
+    zone = scene.ZONE_BOUNDS
+    x, y = np.asarray(x), np.asarray(y)
+    inside = (x >= zone.x_min) & (x <= zone.x_max) & (y >= zone.y_min) & (y <= zone.y_max)
+    return np.asarray(inside & (np.asarray(z) > STANDS_ABOVE))
 
 
 def _start_positions(rng: np.random.Generator) -> tuple[float, float, float, float]:

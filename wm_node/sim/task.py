@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, hypot, pi, sin
 from typing import TYPE_CHECKING
@@ -34,7 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class EpisodeScore:
-    """How an episode went. Distances are between mug and target, in m; ``ticks`` were run."""
+    """How an episode went. Distances are between mug and target, in m; ``ticks`` were run.
+
+    ``act_ms`` holds the time that the policy took for each tick, where that was measured.
+    """
 
     seed: int
     goal: tuple[float, float]
@@ -45,6 +49,7 @@ class EpisodeScore:
     start_distance: float
     final_distance: float
     least_distance: float
+    act_ms: tuple[float, ...] = ()
 
 
 def _path_is_free(start: tuple[float, float], goal: tuple[float, float]) -> bool:
@@ -114,7 +119,7 @@ class ScoreKeeper:
         """Whether nothing that follows can change the outcome."""
         return self.success or self.fell or self.zone or self.ticks >= EPISODE_TICKS
 
-    def score(self) -> EpisodeScore:
+    def score(self, act_ms: Sequence[float] = ()) -> EpisodeScore:
         """Return the score so far."""
         return EpisodeScore(
             seed=self._task.seed,
@@ -126,4 +131,5 @@ class ScoreKeeper:
             start_distance=self._start,
             final_distance=self._last,
             least_distance=self._least,
+            act_ms=tuple(act_ms),
         )

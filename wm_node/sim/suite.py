@@ -1,0 +1,269 @@
+"""The task suite: a policy's score over seeded episodes, in parallel processes.
+
+A frame is taken at every tick of 0.1 s; the command that it leads to takes effect ``latency_s``
+later, as it does on a robot whose perception and planning take time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.errors import WmError
+from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
+from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import TICK_S, EpisodeScore, ScoreKeeper, Task, task_for_seed
+
+NS = 1_000_000_000
+START_NS = NS  # stamp of an episode's first frame
+DEFAULT_LATENCY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at a tick."""
+
+    stamp_ns: int
+    frame: NDArray[np.uint8] | None
+    """(H, W, 3) RGB of the camera's size; None for policies that use no frames."""
+    joints: NDArray[np.float64]
+    """(4,) rad."""
+    applied: tuple[tuple[int, NDArray[np.float64]], ...]
+    """Every command of the episode as (stamp of its effect in ns, velocity (2,)), oldest first.
+
+    Those stamped after ``stamp_ns`` are on their way and cannot be taken back.
+    """
+
+
+class Policy(Protocol):
+    """What the suite runs. ``uses_frames`` False saves the rendering."""
+
+    uses_frames: bool
+
+    def reset(self, task: Task, sim: TabletopSim) -> None:
+        """Begin an episode. ``sim`` is for goal pictures, and for references on true state."""
+
+    def act(self, observation: Observation) -> NDArray[np.floating]:
+        """Return the tip velocity (2,) in m/s to command next."""
+
+
+PolicyFactory = Callable[[], Policy]
+
+
+@dataclass
+class BehaviourPolicy:
+    """Runs a behaviour of :mod:`wm_node.sim.behaviours` as a policy on the true state."""
+
+    make: Callable[[Task], Behaviour]
+    uses_frames: bool = False
+    _sim: TabletopSim | None = field(default=None, repr=False)
+
+    def reset(self, task: Task, sim: TabletopSim) -> None:
+        """Build the behaviour for the task's goal."""
+        self._sim = sim
+        self._rng = np.random.default_rng([task.seed, 0xAC7])
+        self._behaviour = self.make(task)
+        self._behaviour.reset(sim, self._rng)
+
+    def act(self, observation: Observation) -> NDArray[np.floating]:
+        """Ask the behaviour."""
+        if self._sim is None:
+            raise WmError("the policy was asked to act before its episode was reset.")
+        return self._behaviour.act(self._sim, self._rng)
+
+
+def _still(task: Task) -> Behaviour:
+    return Still()
+
+
+def _random(task: Task) -> Behaviour:
+    return Wander()
+
+
+def _scripted(task: Task) -> Behaviour:
+    return Scripted(task.goal)
+
+
+_REFERENCES: dict[str, Callable[[Task], Behaviour]] = {
+    "still": _still,
+    "random": _random,
+    "scripted": _scripted,
+}
+REFERENCE_POLICIES = tuple(_REFERENCES)
+
+
+def reference_policy(name: str) -> PolicyFactory:
+    """Return the factory of a built-in policy: still, random or scripted (on the true state).
+
+    Raises:
+        WmError: there is no such policy.
+    """
+    if name not in _REFERENCES:
+        known = ", ".join(_REFERENCES)
+        raise WmError(f"there is no built-in policy '{name}'; use one of {known}.")
+    return partial(BehaviourPolicy, _REFERENCES[name])
+
+
+def run_episode(
+    sim: TabletopSim,
+    seed: int,
+    policy: Policy,
+    latency_s: float = DEFAULT_LATENCY_S,
+    on_tick: Callable[[Observation, NDArray[np.float64]], None] | None = None,
+) -> EpisodeScore:
+    """Run the task of ``seed`` until its outcome is decided.
+
+    Args:
+        sim: the simulator; it is reset.
+        seed: of the episode; scene and target follow from it.
+        policy: what acts.
+        latency_s: from a frame to the effect of its command.
+        on_tick: called with each observation and the command that it led to.
+    """
+    task = task_for_seed(sim, seed)
+    policy.reset(task, sim)
+    keeper = ScoreKeeper(task)
+    applied: list[tuple[int, NDArray[np.float64]]] = []
+    act_ms: list[float] = []
+    while not keeper.done:
+        stamp = START_NS + round(sim.time_s * NS)
+        frame = sim.render().copy() if policy.uses_frames else None
+        observation = Observation(stamp, frame, sim.joint_positions(), tuple(applied))
+        began = time.perf_counter()
+        command = np.asarray(policy.act(observation), dtype=np.float64)
+        act_ms.append(1e3 * (time.perf_counter() - began))
+        if on_tick is not None:
+            on_tick(observation, command)
+        sim.command_tip_velocity(command, delay_s=latency_s)
+        applied.append((stamp + round((latency_s + sim.actuation_delay_s) * NS), command))
+        fell, zone = _advance_tick(sim)
+        x, y, _, _ = sim.mug_pose()
+        keeper.update((x, y), fell, zone)
+    return keeper.score(act_ms)
+
+
+def _advance_tick(sim: TabletopSim, step_s: float = 0.01) -> tuple[bool, bool]:
+    fell = zone = False
+    for _ in range(round(TICK_S / step_s)):
+        sim.advance(step_s)
+        fell |= sim.fell()
+        zone |= sim.in_zone()
+    return fell, zone
+
+
+def _work(
+    pipe: Connection,
+    factory: PolicyFactory,
+    seeds: Sequence[int],
+    latency_s: float,
+    camera_size: tuple[int, int],
+    delay_s: float,
+) -> None:
+    """Run in a worker process: one simulator, one policy, episode after episode."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        policy = factory()
+        sim = TabletopSim(camera_size, policy.uses_frames, delay_s)
+        for seed in seeds:
+            pipe.send(run_episode(sim, seed, policy, latency_s))
+    except WmError as error:
+        pipe.send(error)
+    except Exception:
+        pipe.send(RuntimeError(f"a worker of the suite failed:\n{traceback.format_exc()}"))
+
+
+def run_suite(
+    policy_factory: PolicyFactory,
+    seeds: Sequence[int],
+    workers: int = 1,
+    latency_s: float = DEFAULT_LATENCY_S,
+    camera_size: tuple[int, int] = (320, 240),
+    actuation_delay_s: float = 0.0,
+    on_score: Callable[[EpisodeScore], None] | None = None,
+) -> list[EpisodeScore]:
+    """Score a policy on the tasks of ``seeds``.
+
+    Args:
+        policy_factory: builds the policy, once a process; with several workers it must be
+            importable by name (a function, a class, or a ``functools.partial`` of one).
+        seeds: one an episode.
+        workers: processes.
+        latency_s: from a frame to the effect of its command.
+        camera_size: width and height of the frames.
+        actuation_delay_s: of the robot itself, on top of the latency.
+        on_score: called after each episode, in the order of their ends, for progress.
+
+    Returns:
+        One score a seed, in their order; the same for any number of workers, but for ``act_ms``.
+    """
+    if workers < 1:
+        raise WmError("the suite needs at least one worker.")
+    if workers == 1 or len(seeds) == 1:
+        scores = []
+        policy = policy_factory()
+        sim = TabletopSim(camera_size, policy.uses_frames, actuation_delay_s)
+        for seed in seeds:
+            scores.append(run_episode(sim, seed, policy, latency_s))
+            if on_score is not None:
+                on_score(scores[-1])
+        sim.close()
+        return scores
+    shares = [list(seeds[worker::workers]) for worker in range(min(workers, len(seeds)))]
+    settings = (latency_s, camera_size, actuation_delay_s)
+    by_seed = {
+        score.seed: score for score in _in_processes(policy_factory, shares, settings, on_score)
+    }
+    return [by_seed[seed] for seed in seeds]
+
+
+def _in_processes(
+    factory: PolicyFactory,
+    shares: list[list[int]],
+    settings: tuple[float, tuple[int, int], float],
+    on_score: Callable[[EpisodeScore], None] | None,
+) -> list[EpisodeScore]:
+    # spawn: a process that has an OpenGL context or threads must not be forked.
+    context = multiprocessing.get_context("spawn")
+    missing: dict[Connection, int] = {}
+    processes = []
+    scores: list[EpisodeScore] = []
+    try:
+        for share in shares:
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work, args=(theirs, factory, share, *settings), daemon=True
+            )
+            process.start()
+            theirs.close()
+            processes.append(process)
+            missing[mine] = len(share)
+        while missing:
+            for pipe in cast(list[Connection], wait(list(missing))):
+                try:
+                    message: EpisodeScore | BaseException = pipe.recv()
+                except EOFError:
+                    raise WmError("a worker process of the suite died; see its output.") from None
+                if isinstance(message, BaseException):
+                    raise message
+                scores.append(message)
+                if on_score is not None:
+                    on_score(message)
+                missing[pipe] -= 1
+                if not missing[pipe]:
+                    del missing[pipe]
+    finally:
+        for process in processes:
+            if missing:
+                process.terminate()
+            process.join()
+    return scores
