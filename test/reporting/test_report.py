@@ -1,0 +1,248 @@
+"""The report is made from a real bag of the real simulator, with a gate's and verdict's topics."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wm_node.data.bag_writer import BagWriter
+from wm_node.data.images import encode_jpeg
+from wm_node.data.messages import (
+    NS,
+    boolean,
+    compressed_image,
+    header,
+    joint_state,
+    message_class,
+    point_stamped,
+    pose_stamped,
+    twist_stamped,
+)
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile, load_profile
+from wm_node.reporting.hindsight import Moment, score
+from wm_node.reporting.report import ReportData, Scene, write_report
+from wm_node.reporting.run_log import RunLog, read_frames, read_run
+from wm_node.reporting.summary import Episode, gate_spans, interventions, wilson95
+from wm_node.sim.behaviours import DEFAULT_MIX
+from wm_node.sim.episode import Streams, record_episode
+from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
+from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
+
+GATE = ((0.0, "HOLD NO_GOAL"), (0.5, "PASS OK"), (2.0, "BRAKE RISK"), (2.4, "PASS OK"))
+
+
+def _cloud(stamp_ns: int, values: dict[str, float]) -> object:
+    field = message_class("sensor_msgs/msg/PointField")
+    data = np.array(list(values.values()), dtype="<f4").view(np.uint8)
+    fields = [field(name, 4 * i, 7, 1) for i, name in enumerate(values)]
+    return message_class("sensor_msgs/msg/PointCloud2")(
+        header(stamp_ns), 1, 1, fields, False, data.size, data.size, data, True
+    )
+
+
+def _status(name: str, message: str, values: dict[str, str]) -> object:
+    pair = message_class("diagnostic_msgs/msg/KeyValue")
+    status = message_class("diagnostic_msgs/msg/DiagnosticStatus")
+    return status(0, name, message, "", [pair(k, v) for k, v in values.items()])
+
+
+def _write_bag(path: Path, streams: Streams) -> None:
+    topics = {
+        "/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
+        "/joint_states": "sensor_msgs/msg/JointState",
+        "/command": "geometry_msgs/msg/TwistStamped",
+        "/mpc_planner/verdict": "sensor_msgs/msg/PointCloud2",
+        "/safety_gate/status": "diagnostic_msgs/msg/DiagnosticStatus",
+        "/sim_robot/mug_pose": "geometry_msgs/msg/PoseStamped",
+        "/sim_robot/tip": "geometry_msgs/msg/PointStamped",
+        "/events/fell": "std_msgs/msg/Bool",
+    }
+    rows: list[tuple[int, str, object]] = []
+    for stamp, frame in zip(streams.frame_stamps.tolist(), streams.frames, strict=True):
+        rows.append(
+            (stamp, "/image_raw/compressed", compressed_image(stamp, "", encode_jpeg(frame)))
+        )
+    for i, stamp in enumerate(streams.stamps.tolist()):
+        rows.append((stamp, "/joint_states", joint_state(stamp, JOINT_NAMES, streams.joints[i])))
+        if i % 4 == 0:
+            mug = pose_stamped(stamp, "table", tuple(streams.mug_position[i]))
+            tip = point_stamped(stamp, "table", (*streams.tip[i], 0.03))
+            rows += [(stamp, "/sim_robot/mug_pose", mug), (stamp, "/sim_robot/tip", tip)]
+            rows.append((stamp, "/events/fell", boolean(bool(streams.fell[i]))))
+    for stamp, command in zip(streams.command_stamps.tolist(), streams.commands, strict=True):
+        rows.append((stamp, "/command", twist_stamped(stamp, "table", (*command, 0.0))))
+        second = (stamp - streams.stamps[0]) / NS
+        values = {
+            "risk_fell": 0.3 + 0.3 * np.sin(second),
+            "risk_zone": 0.05,
+            "uncertainty": 0.4,
+            "surprise": 0.5 + 0.2 * np.cos(3 * second),
+        }
+        rows.append((stamp, "/mpc_planner/verdict", _cloud(stamp, values)))
+    for second, message in GATE:
+        stamp = int(streams.stamps[0]) + round(second * NS)
+        rows.append((stamp, "/safety_gate/status", _status("safety_gate: gate", message, {})))
+    with BagWriter(path) as bag:
+        for topic, kind in topics.items():
+            bag.add_topic(topic, kind)
+        for stamp, topic, message in sorted(rows, key=lambda row: row[0]):
+            bag.write(topic, message, stamp)
+
+
+@pytest.fixture(scope="module")
+def profile() -> RobotProfile:
+    return load_profile("tabletop")
+
+
+@pytest.fixture(scope="module")
+def streams() -> Streams:
+    return record_episode(TabletopSim((320, 240)), 5, DEFAULT_MIX, camera_rate_hz=10)
+
+
+@pytest.fixture(scope="module")
+def log(
+    tmp_path_factory: pytest.TempPathFactory, streams: Streams, profile: RobotProfile
+) -> RunLog:
+    path = tmp_path_factory.mktemp("run") / "bag"
+    _write_bag(path, streams)
+    return read_run(path, profile)
+
+
+def test_a_bag_is_read_into_arrays(log: RunLog, streams: Streams) -> None:
+    np.testing.assert_array_equal(log.frames["front"], streams.frame_stamps)
+    np.testing.assert_array_equal(log.joints.stamps, streams.stamps)
+    np.testing.assert_allclose(log.joints.values, streams.joints)
+    np.testing.assert_array_equal(log.applied.stamps, streams.command_stamps)
+    np.testing.assert_allclose(log.applied.values, streams.commands)
+    np.testing.assert_allclose(log.labels["mug_x"].values[:, 0], streams.mug_position[::4, 0])
+    np.testing.assert_allclose(log.labels["tip_y"].values[:, 0], streams.tip[::4, 1])
+    assert set(log.verdicts) == {"risk_fell", "risk_zone", "uncertainty", "surprise"}
+    assert log.verdicts["risk_zone"].values[:, 0] == pytest.approx(0.05)
+
+
+def test_only_wanted_frames_are_decoded(
+    log: RunLog, streams: Streams, profile: RobotProfile
+) -> None:
+    stamp = int(streams.frame_stamps[7])
+    frames = read_frames(log.bag, profile, "front", [stamp, stamp + 1])
+    assert set(frames) == {stamp}
+    error = np.abs(frames[stamp].astype(int) - streams.frames[7]).mean()
+    assert error < 4  # JPEG
+    small = read_frames(log.bag, profile, "front", [stamp], size=(64, 64))
+    assert small[stamp].shape == (64, 64, 3)
+
+
+def test_interventions_count_faults_but_not_holds(log: RunLog) -> None:
+    spans = gate_spans(log)
+    assert [(s.state, s.reason) for s in spans] == [tuple(m.split()) for _, m in GATE]
+    assert (spans[2].end_ns - spans[2].start_ns) / NS == pytest.approx(0.4)
+    assert interventions(spans, None) == {"RISK": 1}
+    assert interventions(spans, [(log.start_ns, log.start_ns + NS)]) == {}
+
+
+def _moment(stamp_ns: int, streams: Streams, log: RunLog) -> Moment:
+    first = int(np.searchsorted(streams.frame_stamps, stamp_ns))
+    frames = [
+        np.ascontiguousarray(streams.frames[first + 2 * h, ::4, ::4][:64, :64]) for h in range(9)
+    ]
+    joints = np.stack([streams.joints[10 * (first + 2 * h)] for h in range(9)])
+    return Moment(
+        stamp_ns=stamp_ns,
+        now=frames[0],
+        imagined=np.stack(frames[:-1]),
+        real=np.stack(frames[1:]),
+        joints_predicted=joints[:-1],
+        joints_real=joints[1:],
+        joints_now=joints[0],
+        risk=np.zeros((8, 2)),
+        surprise=np.ones(8),
+    )
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for key, value in attrs if key in ("src", "href")]
+
+
+def test_the_report_is_one_file_without_links(
+    tmp_path: Path, log: RunLog, streams: Streams
+) -> None:
+    episode = Episode(
+        number=1,
+        seed=5,
+        goal=(0.1, -0.05),
+        start_ns=log.start_ns,
+        end_ns=log.end_ns,
+        success=False,
+        fell=True,
+        zone=False,
+        ticks=60,
+        start_distance=0.15,
+        final_distance=0.08,
+        least_distance=0.08,
+    )
+    moments = [_moment(int(streams.frame_stamps[k]), streams, log) for k in (2, 25, 40)]
+    table, zone = TABLE_BOUNDS, ZONE_BOUNDS
+    data = ReportData(
+        title="Demo <b>&",
+        subtitle="tabletop",
+        log=log,
+        cards=[("success", "0 of 1", "95 %: 0 to 79 %")],
+        details=[("bag", "bag")],
+        episodes=[episode],
+        scene=Scene(
+            (table.x_min, table.x_max, table.y_min, table.y_max),
+            (zone.x_min, zone.x_max, zone.y_min, zone.y_max),
+            ("mug_x", "mug_y"),
+            ("tip_x", "tip_y"),
+        ),
+        moments=moments,
+        scores=score(moments, 0.2),
+        latencies={"plan": np.random.default_rng(0).gamma(20, 2.0, 400)},
+        deadline_ms=100.0,
+    )
+    path = tmp_path / "report.html"
+    write_report(path, data)
+    page = path.read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(page)
+    assert len(links.sources) > 8
+    assert all(source.startswith(("data:", "#")) for source in links.sources)
+    assert not re.search(r"(url\(|@import)\s*['\"]?http", page)
+    assert "Demo &lt;b&gt;&amp;" in page
+    for text in ("Episode 1", "fell", "Imagined against real", "BRAKE", "RISK", "simulated robot"):
+        assert text in page
+    assert page.count("<svg") >= 5
+    assert len(page) < 3_000_000
+
+
+def test_floors_of_the_scores_are_those_of_holding_still(streams: Streams, log: RunLog) -> None:
+    moments = [_moment(int(streams.frame_stamps[20]), streams, log)]
+    scores = score(moments, 0.2)
+    assert scores is not None
+    hold = moments[0].joints_now - moments[0].joints_real[3]
+    assert scores.joint_rmse_hold[3] == pytest.approx(np.sqrt(np.mean(hold**2)))
+    assert scores.psnr_copy[0] == pytest.approx(scores.psnr[0])  # imagined: one step too late
+    assert score([], 0.2) is None
+
+
+def test_wilson_interval() -> None:
+    assert wilson95(0, 0) == (0.0, 1.0)
+    low, high = wilson95(93, 100)
+    assert low == pytest.approx(0.8625, abs=1e-3)
+    assert high == pytest.approx(0.9657, abs=1e-3)
+
+
+def test_a_missing_bag_is_named(tmp_path: Path, profile: RobotProfile) -> None:
+    with pytest.raises(WmError, match=r"cannot read the bag .*nowhere"):
+        read_run(tmp_path / "nowhere", profile)

@@ -1,0 +1,178 @@
+"""Figures of a run: what ``summary.json`` holds and what the report shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wm_node.errors import WmError
+from wm_node.reporting.run_log import NS, RunLog, Status
+
+# Reasons for which the gate holds although nothing is wrong.
+BENIGN = frozenset(
+    {
+        "OK",
+        "INACTIVE",
+        "NO_COMMAND",
+        "NO_GOAL",
+        "GOAL_REACHED",
+        "PLANNER_INACTIVE",
+        "CONTEXT_EMPTY",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of the demo, scored with the ground truth. Distances in m, times in ns."""
+
+    number: int
+    seed: int
+    goal: tuple[float, float]
+    start_ns: int
+    end_ns: int
+    success: bool
+    fell: bool
+    zone: bool
+    ticks: int
+    start_distance: float
+    final_distance: float
+    least_distance: float
+
+    @property
+    def outcome(self) -> str:
+        """One or two words."""
+        if self.success:
+            return "success"
+        if self.fell:
+            return "fell"
+        return "zone entered" if self.zone else "not reached"
+
+
+@dataclass(frozen=True)
+class GateSpan:
+    """A stretch of time in which the gate's state and reason stayed the same."""
+
+    start_ns: int
+    end_ns: int
+    state: str
+    reason: str
+
+
+def wilson95(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a success rate, as shares; (0, 1) without trials."""
+    if count == 0:
+        return (0.0, 1.0)
+    z, share = 1.959964, successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def gate_spans(log: RunLog) -> list[GateSpan]:
+    """Return what the gate did over the run, from its status at each change."""
+    changes = sorted(log.gate, key=lambda status: status.stamp_ns)
+    ends = [status.stamp_ns for status in changes[1:]] + [log.end_ns]
+    spans: list[GateSpan] = []
+    for status, end_ns in zip(changes, ends, strict=True):
+        state, _, reason = status.message.partition(" ")
+        last = spans[-1] if spans else None
+        if last is not None and (last.state, last.reason) == (state, reason):
+            spans[-1] = GateSpan(last.start_ns, end_ns, state, reason)
+        else:
+            spans.append(GateSpan(status.stamp_ns, end_ns, state, reason))
+    return spans
+
+
+def interventions(
+    spans: Sequence[GateSpan], windows: Sequence[tuple[int, int]] | None
+) -> Counter[str]:
+    """Count how often the gate stepped in, by reason.
+
+    Args:
+        spans: of the gate.
+        windows: only spans that begin inside one of these (start, end) times count; None: all.
+    """
+    found: Counter[str] = Counter()
+    for span in spans:
+        if span.reason in BENIGN:
+            continue
+        if windows is None or any(low <= span.start_ns <= high for low, high in windows):
+            found[span.reason] += 1
+    return found
+
+
+def last_values(statuses: Sequence[Status], name: str) -> dict[str, str]:
+    """Return the last values of each key of the statuses whose name begins with ``name``."""
+    values: dict[str, str] = {}
+    for status in statuses:
+        if status.name.startswith(name):
+            values |= status.values
+    return values
+
+
+def number(values: dict[str, str], key: str) -> float:
+    """Return one diagnostic value as a number, NaN where absent."""
+    try:
+        return float(values[key])
+    except (KeyError, ValueError):
+        return float("nan")
+
+
+def seconds_by_reason(spans: Sequence[GateSpan]) -> list[tuple[str, str, float]]:
+    """Return (state, reason, seconds), longest first."""
+    total: Counter[tuple[str, str]] = Counter()
+    for span in spans:
+        total[(span.state, span.reason)] += span.end_ns - span.start_ns
+    return [(state, reason, ns / NS) for (state, reason), ns in total.most_common()]
+
+
+def machine() -> str:
+    """Name this machine's processor, cores and memory in one line."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: the generic name stays
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON; NaN and infinity become null.
+
+    Raises:
+        WmError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_plain(figures), indent=2, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
