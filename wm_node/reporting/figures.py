@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from wm_node.reporting.hindsight import Moment, StepScores
 from wm_node.reporting.run_log import Series
@@ -161,7 +161,7 @@ def distance_and_risk(
 ) -> str:
     """Chart one episode: distance to the target above, predicted risk below."""
     rows = 2 if risks else 1
-    figure, axes = _chart(4.3, 2.35 if risks else 1.4, rows)
+    figure, axes = _chart(8.6, 2.3 if risks else 1.4, rows)
     top = axes[0]
     top.axhspan(0, 100 * tolerance, color=GREEN, alpha=0.15, lw=0)
     top.plot(distance.seconds(zero_ns), 100 * distance.values[:, 0], color=BLUE, lw=1.6)
@@ -277,13 +277,3 @@ def joint_traces(moment: Moment, names: Sequence[str], step_s: float, unit: str)
     axes.set(xlabel="s ahead (dashed: imagined)", ylabel=unit)
     axes.legend(fontsize=7.5)
     return _svg(figure)
-
-
-def marked(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """Write a short text into the upper left corner of a picture."""
-    frame = Image.fromarray(image)
-    draw = ImageDraw.Draw(frame)
-    box = draw.textbbox((6, 4), text)
-    draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill=(20, 26, 34))
-    draw.text((6, 4), text, fill=(255, 255, 255))
-    return np.asarray(frame)

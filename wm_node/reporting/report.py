@@ -170,9 +170,7 @@ def _episode(
     objective = log.profile.objective
     tolerance = objective.tolerance if objective else 0.03
     strip = [
-        figures.picture(
-            figures.marked(frames[stamp], f"{(stamp - start) / NS:.1f} s"), STRIP_WIDTH, quality=78
-        )
+        (figures.picture(frames[stamp], STRIP_WIDTH, quality=78), f"{(stamp - start) / NS:.1f} s")
         for stamp in wanted[episode.number]
         if stamp in frames
     ]
