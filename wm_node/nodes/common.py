@@ -201,15 +201,21 @@ def trajectory_field(profile: RobotProfile) -> str:
     return "positions" if profile.action.kind == "joint_position" else "velocities"
 
 
-def command_message(profile: RobotProfile, action: NDArray[np.floating], stamp_ns: int) -> Any:
+def command_message(
+    profile: RobotProfile,
+    action: NDArray[np.floating],
+    stamp_ns: int,
+    spacing_s: float | None = None,
+) -> Any:
     """Build the profile's command message from an action in physical units.
 
     Args:
         profile: the robot.
-        action: shape (A,), or (T, A) for a JointTrajectory: one point every 1/rate_hz from the
-            first tick on. Other messages take (A,) only.
+        action: shape (A,), or (T, A) for a JointTrajectory: point i lies (i + 1) * spacing_s
+            ahead. Other messages take (A,) only.
         stamp_ns: ROS time at which the command is published. Float64MultiArray has no header; its
             ``layout.dim[0].label`` carries ``stamp_ns=<ns>`` instead.
+        spacing_s: time between two trajectory points; the action's period by default.
 
     Raises:
         WmError: wrong shape, or a field that the message does not have.
@@ -236,10 +242,11 @@ def command_message(profile: RobotProfile, action: NDArray[np.floating], stamp_n
     message.header.frame_id = spec.frame_id
     if trajectory:
         point_class = message_class("trajectory_msgs/msg/JointTrajectoryPoint")
+        spacing = 1.0 / spec.rate_hz if spacing_s is None else spacing_s
         message.joint_names = list(spec.names)
         for i, row in enumerate(values):
             point = point_class(**{trajectory_field(profile): row.tolist()})
-            set_stamp(point.time_from_start, round((i + 1) * NANOSECONDS / spec.rate_hz))
+            set_stamp(point.time_from_start, round((i + 1) * NANOSECONDS * spacing))
             message.points.append(point)
         return message
     for path, value in zip(spec.fields, values, strict=True):
@@ -564,6 +571,13 @@ def run_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = No
     cannot send a last braking command. A second signal interrupts a blocking callback. The status
     is 0 after a signal or shutdown, 1 after a fault.
     """
+    return run_nodes(lambda: [factory()], args)
+
+
+def run_nodes(
+    factory: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = None
+) -> int:
+    """Do as :func:`run_node` for several nodes of one process, made safe in the given order."""
     stop: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -574,11 +588,12 @@ def run_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = No
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     status = 0
-    node: ManagedNode | None = None
+    nodes: Sequence[ManagedNode] = ()
     executor = SingleThreadedExecutor()
     try:
-        node = factory()
-        executor.add_node(node)
+        nodes = factory()
+        for node in nodes:
+            executor.add_node(node)
         while not stop and rclpy.ok():
             # A waiting rclpy does not see signals: wake up often enough to end promptly.
             executor.spin_once(timeout_sec=0.1)
@@ -591,17 +606,18 @@ def run_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = No
         rclpy.logging.get_logger("wm_node").fatal(traceback.format_exc())
         status = 1
     finally:
-        _close(node, executor)
+        _close(nodes, executor)
         for number, handler in previous.items():
             signal.signal(number, handler)
     return status
 
 
-def _close(node: ManagedNode | None, executor: SingleThreadedExecutor) -> None:
+def _close(nodes: Sequence[ManagedNode], executor: SingleThreadedExecutor) -> None:
     try:
-        if node is not None:
+        for node in nodes:
             if rclpy.ok():
                 node.make_safe()
+        for node in nodes:
             executor.remove_node(node)
             node.destroy_node()
         executor.shutdown(timeout_sec=1.0)

@@ -64,6 +64,14 @@ class InferenceWorker:
             self._wake.notify()
         return kept
 
+    def put_back(self, slot: Slot, item: Any) -> None:
+        """Leave the rest of an item for its next turn, unless newer work is waiting there."""
+        with self._wake:
+            if len(slot.waiting) < slot.depth:
+                slot.waiting.appendleft(item)
+            else:
+                slot.dropped += 1
+
     def clear(self) -> None:
         """Forget all work that waits (not the item being worked on)."""
         with self._wake:

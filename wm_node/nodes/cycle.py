@@ -1,0 +1,322 @@
+"""One control cycle, in the inference thread: from an observation to a decision.
+
+A cycle plans from the frame of its tick, for commands that take effect a fixed latency later, so
+that the plan starts where the robot will be. Every way in which it ends without a command has the
+name of a :class:`~wm_node.safety.reasons.Reason`. Nothing here knows ROS.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.errors import WmError
+from wm_node.nodes.foresight import Cycle, Foresight, Observation, Tick, take
+from wm_node.nodes.inference import Samples
+from wm_node.planning.context import NotReady
+from wm_node.planning.objective import Goal, Objective, Weights
+from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
+from wm_node.planning.world_model import Context, Outcomes
+from wm_node.safety.reasons import Reason
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a cycle ends with.
+
+    Attributes:
+        tick: the tick that it is about.
+        reason: ``OK``: follow the actions; anything else: brake and hold, for that reason.
+        detail: more about the reason, for people; may be empty.
+        actions: (T, A) to command, the first at the planned time of effect; None without a plan.
+        outcomes: N = 1, of the plan, or of going on as now while there is no goal.
+        surprise: see :class:`Observation`.
+        plan_ms: duration of the search; NaN without one.
+        cost: of the plan; NaN without one.
+        goal: that the plan is for.
+    """
+
+    tick: Tick
+    reason: Reason
+    detail: str = ""
+    actions: Floats | None = None
+    outcomes: Outcomes | None = None
+    surprise: float = float("nan")
+    plan_ms: float = float("nan")
+    cost: float = float("nan")
+    goal: Goal | None = None
+
+
+class CommandSchedule:
+    """The commands sent or decided, and from when each is in force. Thread-safe.
+
+    Args:
+        timeout_ns: the driver brakes this long after a command; None: it holds the last one.
+    """
+
+    def __init__(self, timeout_ns: int | None, capacity: int = 64) -> None:
+        self._timeout_ns = timeout_ns
+        self._entries: deque[tuple[int, Doubles]] = deque(maxlen=capacity)
+        self._lock = threading.Lock()
+
+    def put(self, effect_ns: int, action: NDArray[np.floating]) -> None:
+        """Let a command (A,) be in force from ``effect_ns`` on, in place of any later one."""
+        with self._lock:
+            while self._entries and self._entries[-1][0] >= effect_ns:
+                self._entries.pop()
+            self._entries.append((effect_ns, np.asarray(action, dtype=np.float64)))
+
+    def clear(self) -> None:
+        """Forget all commands: the robot rests."""
+        with self._lock:
+            self._entries.clear()
+
+    def committed(self, effect_ns: int, count: int, tick_ns: int, rest: Doubles) -> Doubles:
+        """Return (count, A): the command in force in each tick before ``effect_ns``, oldest first.
+
+        Args:
+            effect_ns: when the next plan takes effect.
+            count: ticks to look back.
+            tick_ns: length of a tick.
+            rest: (A,) what acts where no command is in force.
+        """
+        with self._lock:
+            entries = list(self._entries)
+        middle = effect_ns - tick_ns // 2
+        rows = []
+        for back in range(count - 1, -1, -1):
+            at = middle - back * tick_ns
+            row = rest
+            for start, action in reversed(entries):
+                if start <= at:
+                    expired = self._timeout_ns is not None and at - start > self._timeout_ns
+                    row = rest if expired else action
+                    break
+            rows.append(row)
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the cycle.
+
+    Attributes:
+        surprise: above this the model is surprised; 1 is usual.
+        surprise_cycles: so many surprised cycles in a row are a reason to brake.
+        reached: distance to the goal, in tolerances, within which the robot holds.
+        resume: distance beyond which it moves again.
+        reached_steps: the same for goal pictures without labels, in model steps to go.
+    """
+
+    surprise: float = 5.0
+    surprise_cycles: int = 3
+    reached: float = 0.5
+    resume: float = 0.8
+    reached_steps: float = 0.5
+
+
+@dataclass
+class _GoalState:
+    goal: Goal | None = None
+    target: Floats | None = None  # labelled values of the goal, read from its picture if need be
+    reached: bool = False
+
+
+class ControlCycle:
+    """Plans in the inference thread.
+
+    Goal, weights and limits may be set from any thread at any time; they count from the next cycle.
+
+    Args:
+        foresight: model, context and thread.
+        config: search effort.
+        latency_s: from a frame's stamp to the effect of the command planned from it.
+        decided: called in the inference thread with each decision.
+        seed: of the search.
+    """
+
+    def __init__(
+        self,
+        foresight: Foresight,
+        config: PlannerConfig,
+        latency_s: float,
+        decided: Callable[[Decision], None],
+        seed: int = 0,
+    ) -> None:
+        profile = foresight.profile
+        self.profile = profile
+        self.planner = MpcPlanner(profile, config, seed)
+        self.objective = Objective(profile)
+        self.weights = Weights.of(profile)
+        self.limits = Limits()
+        self.latency_s = latency_s
+        self.latency_ns = round(latency_s * 1e9)
+        self.plan_ms = Samples()
+        timeout = profile.action.command_timeout_s
+        self.schedule = CommandSchedule(None if timeout is None else round(timeout * 1e9))
+        self._foresight = foresight
+        self._decided = decided
+        self._goal = _GoalState()
+        self._surprised = 0
+        self._tick_ns = round(profile.model.tick_s * 1e9)
+        self._committed_count = int(np.floor(latency_s / profile.model.tick_s + 1e-9)) + 1
+
+    @property
+    def hooks(self) -> Cycle:
+        """What hangs this cycle into the inference thread."""
+        return Cycle(run=self.run, failed=self.failed, cost=self.cost)
+
+    @property
+    def goal(self) -> Goal | None:
+        """The present goal."""
+        return self._goal.goal
+
+    def set_goal(self, goal: Goal | None) -> None:
+        """Set or cancel the goal.
+
+        Raises:
+            WmError: the number of values does not fit the profile's objective.
+        """
+        if goal is not None and goal.state is not None:
+            spec = self.profile.objective
+            names = spec.goal if spec else ()
+            if goal.state.shape != (len(names),) or not np.isfinite(goal.state).all():
+                raise WmError(
+                    f"a goal of {goal.state.size} values is refused; the profile "
+                    f"'{self.profile.name}' takes {len(names)} finite ones: {', '.join(names)}."
+                )
+        self._goal = _GoalState(goal)
+
+    def cost(self, outcomes: Outcomes, actions: Floats) -> Doubles | None:
+        """Cost (N,) of outcomes for the present goal; None without one."""
+        goal = self._goal.goal
+        if goal is None:
+            return None
+        return self.objective(outcomes, actions, goal, self.weights)[0]
+
+    def failed(self, tick: Tick, error: Exception) -> None:
+        """A tick gave no observation: its frame is unusable, or the engine failed."""
+        reason = Reason.FRAMES_STALE if isinstance(error, WmError) else Reason.ENGINE_ERROR
+        self._decided(Decision(tick, reason, str(error)))
+
+    def run(self, observation: Observation) -> None:
+        """Plan from an observation and tell the decision; nothing escapes but bugs."""
+        try:
+            decision = self._decide(observation)
+        except Exception as error:
+            self._decided(
+                Decision(observation.tick, Reason.ENGINE_ERROR, str(error) or repr(error))
+            )
+            if not isinstance(error, WmError):
+                raise
+            return
+        self._decided(decision)
+        if decision.outcomes is not None:
+            cost = None if np.isnan(decision.cost) else np.array([decision.cost])
+            self._foresight.share(observation, decision.outcomes, cost)
+
+    def _decide(self, observation: Observation) -> Decision:
+        tick, context = observation.tick, observation.context
+        if isinstance(context, NotReady):
+            self.planner.reset()
+            self._surprised = 0
+            missing = f"the context lacks {context.reason}"
+            return Decision(tick, Reason.CONTEXT_EMPTY, missing, surprise=observation.surprise)
+        state = self._goal
+        if state.goal is None:
+            self.planner.reset()
+            return self._going_on(observation, context, Reason.NO_GOAL)
+        if self._is_reached(state, observation, context):
+            return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
+        start = time.perf_counter()
+        plan = self._plan(context, state.goal)
+        plan_ms = 1e3 * (time.perf_counter() - start)
+        self.plan_ms.add(plan_ms)
+        if not (np.isfinite(plan.actions).all() and np.isfinite(plan.outcomes.latents).all()):
+            raise WmError("the plan holds NaN or infinity.")
+        effect_ns = tick.stamp_ns + self.latency_ns
+        reason = self._judge(observation.surprise)
+        if reason is Reason.OK:
+            self.schedule.put(effect_ns, plan.actions[0])
+        return Decision(
+            tick,
+            reason,
+            actions=plan.actions,
+            outcomes=plan.outcomes,
+            surprise=observation.surprise,
+            plan_ms=plan_ms,
+            cost=plan.cost,
+            goal=state.goal,
+        )
+
+    def _plan(self, context: Context, goal: Goal) -> Plan:
+        return self.planner.plan(
+            self._foresight.model,
+            context,
+            goal,
+            self.schedule.committed(
+                context.stamp_ns + self.latency_ns,
+                self._committed_count,
+                self._tick_ns,
+                self.rest(context),
+            ),
+            self.latency_s,
+            self.weights,
+        )
+
+    def _going_on(
+        self, observation: Observation, context: Context, reason: Reason, goal: Goal | None = None
+    ) -> Decision:
+        """Without a plan: foresee what follows if the robot goes on as it does."""
+        ticks = self.profile.model.horizon_ticks
+        actions = np.repeat(context.actions[-1][-1:], ticks, 0)
+        outcomes = take(self._foresight.model.rollout(context, actions[None]), 1)
+        return Decision(
+            observation.tick,
+            reason,
+            outcomes=outcomes,
+            surprise=observation.surprise,
+            goal=goal,
+        )
+
+    def rest(self, context: Context) -> Doubles:
+        """Return the action (A,) of a robot that is left alone: zero, or its present position."""
+        action = self.profile.action
+        if action.kind != "joint_position":
+            return np.zeros(len(action.names))
+        index = [self.profile.joints.names.index(name) for name in action.names]
+        return np.asarray(context.joints[-1][index], dtype=np.float64)
+
+    def _is_reached(self, state: _GoalState, observation: Observation, context: Context) -> bool:
+        """Whether to hold; the goal is left again only when the scene is clearly off it."""
+        model, limits = self._foresight.model, self.limits
+        assert state.goal is not None
+        now = self.objective.goal_values(model.read(observation.latent))
+        if now.size:
+            if state.target is None:
+                state.target = state.goal.state
+            if state.target is None:
+                assert state.goal.latent is not None
+                state.target = self.objective.goal_values(model.read(state.goal.latent))
+            away = float(np.linalg.norm(now - state.target)) / self.objective.tolerance
+            state.reached = away < (limits.resume if state.reached else limits.reached)
+        else:
+            brake = brake_actions(self.profile, self.rest(context))
+            to_go = model.rollout(context, brake[None], state.goal.latent).time_to_goal[0, 0]
+            share = limits.resume / limits.reached if state.reached else 1.0
+            state.reached = bool(to_go < limits.reached_steps * share)
+        return state.reached
+
+    def _judge(self, surprise: float) -> Reason:
+        self._surprised = self._surprised + 1 if surprise > self.limits.surprise else 0
+        enough = self._surprised >= self.limits.surprise_cycles
+        return Reason.SURPRISE if enough else Reason.OK
