@@ -25,6 +25,7 @@ MessageType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-
 FieldPath = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+JointUnit = Literal["rad", "m", "1"]
 
 # The units that each kind of action may be given in (REP 103).
 ACTION_UNITS: dict[str, tuple[str, ...]] = {
@@ -63,7 +64,8 @@ class Joints(_Part):
 
     topic: Topic
     names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
-    unit: Literal["rad", "m", "1"] = "rad"
+    unit: JointUnit | tuple[JointUnit, ...] = "rad"
+    """One unit for all joints, or one a joint ("1": a share, such as a hand's 0 open to 1 shut)."""
     lower: tuple[Finite, ...]
     upper: tuple[Finite, ...]
     max_velocity: tuple[Positive, ...]
@@ -76,9 +78,21 @@ class Joints(_Part):
         for key in ("lower", "upper", "max_velocity"):
             if len(getattr(self, key)) != len(self.names):
                 raise ValueError(f"'{key}' needs {len(self.names)} numbers, one for each joint")
+        if len(self.units) != len(self.names):
+            raise ValueError(f"'unit' needs one unit for all joints, or {len(self.names)} of them")
         if any(low >= high for low, high in zip(self.lower, self.upper, strict=True)):
             raise ValueError("every 'lower' must be below its 'upper'")
         return self
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The unit of each joint."""
+        return (self.unit,) * len(self.names) if isinstance(self.unit, str) else self.unit
+
+    @property
+    def unit_text(self) -> str:
+        """The units that occur, for people: ``rad`` or ``rad, 1``."""
+        return ", ".join(dict.fromkeys(self.units))
 
 
 class Readback(_Part):

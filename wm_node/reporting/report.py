@@ -74,7 +74,7 @@ def write_report(path: Path, data: ReportData) -> None:
 def _page(data: ReportData) -> dict[str, Any]:
     log, spans = data.log, gate_spans(data.log)
     latencies = {name: values for name, values in data.latencies.items() if values.size}
-    unit = log.profile.joints.unit
+    unit = log.profile.joints.unit_text
     return {
         "title": data.title,
         "subtitle": data.subtitle,
@@ -106,7 +106,7 @@ def _traces(data: ReportData) -> Markup | None:
     profile, moment = data.log.profile, _shown(data.moments)[0]
     return Markup(
         figures.joint_traces(
-            moment, profile.joints.names, profile.model.step_s, profile.joints.unit
+            moment, profile.joints.names, profile.model.step_s, profile.joints.unit_text
         )
     )
 
