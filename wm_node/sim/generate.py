@@ -6,7 +6,6 @@ the same resizing, the same rules for actions and events.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -18,11 +17,13 @@ from wm_node.data.resample import event_flags, tick_actions, tick_stamps, to_ns
 from wm_node.profile import RobotProfile
 from wm_node.sim.behaviours import DEFAULT_MIX, Mix
 from wm_node.sim.episode import record_episode
+from wm_node.sim.processes import in_processes
 from wm_node.sim.tabletop import TabletopSim
 
 
 @lru_cache(maxsize=2)
-def _simulator(width: int, height: int, render: bool) -> TabletopSim:
+def shared_simulator(width: int, height: int, render: bool) -> TabletopSim:
+    """Return this process's simulator of a camera size; whoever uses it resets it first."""
     return TabletopSim((width, height), render=render)
 
 
@@ -44,7 +45,7 @@ def generate_episode(
         61 ticks of 0.1 s for the tabletop profile.
     """
     camera, rates = profile.cameras[0], profile.model
-    sim = _simulator(camera.width, camera.height, render)
+    sim = shared_simulator(camera.width, camera.height, render)
     streams = record_episode(sim, seed, mix, rates.tick_rate_hz if render else None)
     start = int(streams.stamps[0])
     tick_ns = to_ns(rates.tick_s)
@@ -100,11 +101,6 @@ def generate_episodes(
     mix: Mix = DEFAULT_MIX,
     render: bool = True,
 ) -> Iterator[EpisodeArrays]:
-    """Yield the episodes of ``seeds`` in order, simulated in ``workers`` processes."""
-    jobs = [(profile, seed, mix, render) for seed in seeds]
-    if workers <= 1:
-        yield from map(_job, jobs)
-        return
-    # spawn: a process that has an OpenGL context or threads must not be forked.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_job, jobs, chunksize=4)
+    """Iterate over the episodes of ``seeds`` in order, simulated in ``workers`` processes."""
+    jobs = ((profile, seed, mix, render) for seed in seeds)
+    return in_processes(_job, jobs, workers)
