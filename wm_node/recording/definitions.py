@@ -6,6 +6,7 @@ under a separator and a ``MSG:`` line, as rosbag2 writes it. Readers need no ROS
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sysconfig
@@ -81,3 +82,16 @@ def message_definition(message_type: str) -> str:
         parts.append(f"{SEPARATOR}\nMSG: {package}/{short}\n{text}")
         pending.extend(_contained(text, package))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+@lru_cache(maxsize=256)
+def type_hash(message_type: str) -> str:
+    """Return the RIHS01 hash of a type as its package tells it, empty where it tells none."""
+    package, _, name = message_type.split("/")
+    for share in _share_folders():
+        path = share / package / "msg" / f"{name}.json"
+        if path.is_file():
+            for entry in json.loads(path.read_text(encoding="utf-8")).get("type_hashes", []):
+                if entry.get("type_name") == message_type:
+                    return str(entry.get("hash_string", ""))
+    return ""
