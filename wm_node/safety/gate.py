@@ -1,0 +1,463 @@
+"""The safety gate as a pure state machine: arrays and times in, decisions out.
+
+Three times appear. ``now_s`` is the steady clock in seconds: every watchdog runs on it. ``ros_ns``
+is ROS time in nanoseconds: it is only compared with header stamps and watched for jumps.
+``stamp_ns`` is what a header says.
+
+The gate passes a command only while nothing speaks against it; otherwise it brakes first, then
+holds. A reason that is latching stays until :meth:`Gate.reset`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile
+from wm_node.safety.limits import joint_indices, make_shaper
+from wm_node.safety.reasons import Reason
+
+Values = NDArray[np.float64]
+
+_NS = 1_000_000_000
+_KEPT_VERDICTS = 16
+# A clock that is being disciplined may step back by this much.
+_CLOCK_SLACK_S = 0.005
+
+
+class State(Enum):
+    """What the gate does with the robot."""
+
+    HOLD = "at rest"
+    PASS = "commands pass unchanged, within the acceleration limit"
+    LIMIT = "commands pass, reduced to a limit"
+    BRAKE = "on the way to rest"
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Times in seconds on the steady clock, beside those of the profile.
+
+    Attributes:
+        period_s: expected time between two steps.
+        verdict_wait_s: how long a command may wait for its verdict.
+        stamp_ahead_s: how far in the future a command may be stamped.
+        clock_jump_s: how far ROS and steady clock may part between two steps, and how long the
+            ROS clock may stand still.
+        unverified_scale: share of the speed limits that an unverified command may use, where the
+            profile limits instead of stopping.
+        joint_speed_margin: measured joint speed over the profile's limit at which to brake.
+    """
+
+    period_s: float = 0.02
+    verdict_wait_s: float = 0.05
+    stamp_ahead_s: float = 0.05
+    clock_jump_s: float = 0.2
+    unverified_scale: float = 0.25
+    joint_speed_margin: float = 1.2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model foresees for one command; NaN: not available.
+
+    ``uncertainty`` and ``surprise`` are ratios to their calibrated thresholds.
+    """
+
+    stamp_ns: int
+    risk: Mapping[str, float]
+    uncertainty: float = math.nan
+    surprise: float = math.nan
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to send to the robot now, and why.
+
+    Attributes:
+        output: (A,) the action, always finite and within the limits.
+        send: whether to send anything: not before the joints are known that a position starts from.
+        manoeuvre: (K, A) what to send in a message that holds a trajectory: the output and the
+            braking that follows it, one period apart, ending at rest.
+        state: what the gate does.
+        reason: why; ``OK`` while commands pass unchanged.
+        latched: whether only a reset leads out.
+        detail: the figures behind the reason, for people.
+    """
+
+    output: Values
+    manoeuvre: Values
+    send: bool
+    state: State
+    reason: Reason
+    latched: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class _Command:
+    stamp_ns: int
+    received_s: float
+    values: Values
+
+
+@dataclass(frozen=True)
+class _Joints:
+    stamp_ns: int
+    received_s: float
+    positions: Values
+    velocities: Values
+
+
+@dataclass
+class _Fault:
+    reason: Reason = Reason.OK
+    detail: str = ""
+
+
+@dataclass
+class _Planner:
+    """What the heartbeat says. ``armed``: its loss is a fault."""
+
+    armed: bool = False
+    alive: bool = True
+    heard_s: float = -math.inf
+    reason: Reason = Reason.NO_COMMAND
+    stamp_ns: int = -1
+    progress_s: float = -math.inf
+
+
+@dataclass
+class _Inputs:
+    """Everything that a reset forgets."""
+
+    planner: _Planner = field(default_factory=_Planner)
+    current: _Command | None = None
+    current_verdict: Verdict | None = None
+    pending: _Command | None = None
+    pending_since_s: float = math.inf
+    jumped: bool = False
+    newest_stamp_ns: int = 0
+    refused: _Fault = field(default_factory=_Fault)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+
+
+class Gate:
+    """Decides, every period, what the robot is sent.
+
+    Feed it with the ``on_*`` methods as messages arrive and call :meth:`step` on a timer; not
+    thread-safe. It starts at rest, with nothing received.
+
+    Raises:
+        WmError: the profile's limits contradict each other.
+    """
+
+    def __init__(self, profile: RobotProfile, config: GateConfig | None = None) -> None:
+        self._profile = profile
+        self._config = config or GateConfig()
+        # A velocity acts until the next step, which may come one period late.
+        self._shaper = make_shaper(profile, 2 * self._config.period_s)
+        self._index = joint_indices(profile)
+        self._lower = np.array(profile.joints.lower)
+        self._upper = np.array(profile.joints.upper)
+        self._fastest = np.array(profile.joints.max_velocity) * self._config.joint_speed_margin
+        self._inputs = _Inputs()
+        self._joints: _Joints | None = None
+        self._joint_fault = _Fault()
+        self._anchored = False
+        self._latched = _Fault()
+        self._stepped: tuple[float, int] | None = None
+        self._clock_moved_s = -math.inf
+
+    # what arrives
+
+    def on_heartbeat(self, stamp_ns: int, reason: Reason, now_s: float) -> None:
+        """The planner is alive; ``stamp_ns``: its last completed plan, ``reason``: what it does."""
+        planner = self._inputs.planner
+        started = reason is Reason.OK and planner.reason is not Reason.OK
+        if started or stamp_ns != planner.stamp_ns:
+            planner.progress_s = now_s
+        if not planner.armed:
+            # The first sign of a new planner may arrive before the middleware's own.
+            planner.alive = True
+        planner.armed = reason is not Reason.PLANNER_INACTIVE
+        planner.heard_s, planner.reason, planner.stamp_ns = now_s, reason, stamp_ns
+
+    def on_liveliness(self, alive: bool) -> None:
+        """The middleware tells whether the planner's process is alive."""
+        self._inputs.planner.alive = alive
+
+    def on_command(
+        self, stamp_ns: int, values: Values, frame_id: str, now_s: float, ros_ns: int
+    ) -> None:
+        """A command, (A,), arrived; ``stamp_ns`` 0: it carries no stamp.
+
+        A command that cannot be accepted makes the gate brake until a good one comes.
+        """
+        inputs, safety = self._inputs, self._profile.safety
+        age_s = (ros_ns - stamp_ns) / _NS if stamp_ns else 0.0
+        values = np.array(values, dtype=np.float64)
+        if not np.isfinite(values).all():
+            fault = _Fault(Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}")
+        elif frame_id != self._profile.action.frame_id:
+            fault = _Fault(
+                Reason.COMMAND_FOREIGN_FRAME,
+                f"frame '{frame_id}', expected '{self._profile.action.frame_id}'",
+            )
+        elif age_s < -self._config.stamp_ahead_s:
+            fault = _Fault(Reason.COMMAND_FUTURE, f"{-age_s:.3f} s ahead")
+        elif age_s > safety.max_command_age_s:
+            fault = _Fault(Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival")
+        elif stamp_ns and stamp_ns <= inputs.newest_stamp_ns:
+            fault = _Fault(Reason.COMMAND_OLD, "not newer than the command before it")
+        else:
+            inputs.newest_stamp_ns = stamp_ns or inputs.newest_stamp_ns
+            if inputs.pending is None:
+                inputs.pending_since_s = now_s
+            inputs.pending = _Command(stamp_ns, now_s, values)
+            inputs.refused = _Fault()
+            return
+        inputs.refused = fault
+
+    def on_malformed(self, detail: str) -> None:
+        """A command arrived that could not be read."""
+        self._inputs.refused = _Fault(Reason.COMMAND_MALFORMED, detail)
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """The model's verdict on the command of the same stamp, before or after it."""
+        verdicts = self._inputs.verdicts
+        verdicts[verdict.stamp_ns] = verdict
+        while len(verdicts) > _KEPT_VERDICTS:
+            del verdicts[next(iter(verdicts))]
+
+    def on_joints(
+        self, stamp_ns: int, positions: Values, velocities: Values | None, now_s: float
+    ) -> None:
+        """Joint positions and velocities, (J,) in the profile's order, None: not measured.
+
+        A repeated stamp is not a fresh state: a driver that repeats its last message looks dead.
+        """
+        before = self._joints
+        if before is not None and stamp_ns == before.stamp_ns:
+            return
+        if velocities is None:
+            elapsed = 0.0 if before is None else (stamp_ns - before.stamp_ns) / _NS
+            velocities = (
+                (positions - before.positions) / elapsed
+                if before is not None and elapsed > 0
+                else np.zeros_like(positions)
+            )
+        if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):
+            self._joint_fault = _Fault(Reason.JOINTS_NOT_FINITE)
+            return
+        self._joint_fault = _Fault()
+        self._joints = _Joints(stamp_ns, now_s, np.array(positions), np.array(velocities))
+
+    def on_foreign_joints(self, detail: str) -> None:
+        """A joint state arrived that lacks joints of the profile."""
+        self._joint_fault = _Fault(Reason.JOINT_NAMES, detail)
+
+    def stop(self) -> None:
+        """Brake and hold until a reset: the operator's stop."""
+        self._latched = _Fault(Reason.OPERATOR_STOP)
+
+    def reset(self, publishers: int) -> None:
+        """Leave a latched reason and forget what was received.
+
+        Raises:
+            WmError: the robot is not at rest, or another node still commands it.
+        """
+        if not self._shaper.at_rest:
+            raise WmError("the robot is still braking; reset when it is at rest.")
+        if publishers > 1:
+            raise WmError("another node still publishes commands to the robot; stop it first.")
+        self._latched = _Fault()
+        self._inputs = _Inputs()
+        self._anchored = False
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the output commands standstill."""
+        return self._shaper.at_rest
+
+    # the decision
+
+    def step(self, now_s: float, ros_ns: int, publishers: int = 1) -> Decision:
+        """Decide what the robot is sent from now on.
+
+        Args:
+            now_s: steady time.
+            ros_ns: ROS time.
+            publishers: nodes that publish on the robot's command topic, the gate included.
+        """
+        previous_s = now_s - self._config.period_s if self._stepped is None else self._stepped[0]
+        # A gate that slept does not make up for it with one large change.
+        dt = min(max(now_s - previous_s, 0.0), 2 * self._config.period_s)
+        self._anchor()
+        fault = self._fault(now_s, ros_ns, publishers)
+        self._stepped = (now_s, ros_ns)
+        if fault.reason.latching and self._latched.reason is Reason.OK:
+            self._latched = fault
+        if self._latched.reason is not Reason.OK:
+            fault = self._latched
+        command = self._inputs.current
+        if fault.reason is not Reason.OK or command is None:
+            self._shaper.brake(dt)
+            state = State.HOLD if self._shaper.at_rest else State.BRAKE
+            return self._decision(state, fault)
+        unverified = self._unverified(self._inputs.current_verdict)
+        scale = self._config.unverified_scale if unverified else 1.0
+        positions = self._positions()
+        age_s = now_s - command.received_s
+        limit = self._shaper.follow(command.values, age_s, dt, scale, positions)
+        if limit is Reason.OK and self._inputs.jumped:
+            limit = Reason.ACCELERATION_LIMIT
+        if unverified:
+            return self._decision(State.LIMIT, _Fault(Reason.UNVERIFIED, unverified))
+        return self._decision(State.PASS if limit is Reason.OK else State.LIMIT, _Fault(limit))
+
+    def _decision(self, state: State, fault: _Fault) -> Decision:
+        return Decision(
+            output=self._shaper.output,
+            manoeuvre=self._shaper.manoeuvre(self._config.period_s),
+            send=self._anchored or self._profile.action.kind != "joint_position",
+            state=state,
+            reason=fault.reason,
+            latched=self._latched.reason is not Reason.OK,
+            detail=fault.detail,
+        )
+
+    def _positions(self) -> Values:
+        return np.zeros(0) if self._joints is None else self._joints.positions[self._index]
+
+    def _anchor(self) -> None:
+        """Start the reference of a position command where the joints are, once they are known."""
+        if not self._anchored and self._joints is not None and self._shaper.at_rest:
+            self._shaper.reset(self._positions())
+            self._anchored = True
+
+    def _fault(self, now_s: float, ros_ns: int, publishers: int) -> _Fault:
+        """Return the first fault in order of gravity, or OK."""
+        if publishers > 1:
+            return _Fault(Reason.SECOND_PUBLISHER, f"{publishers} publishers")
+        for check in (self._clock_fault, self._planner_fault, self._joints_fault):
+            fault = check(now_s, ros_ns)
+            if fault.reason is not Reason.OK:
+                return fault
+        return self._command_fault(now_s, ros_ns)
+
+    def _clock_fault(self, now_s: float, ros_ns: int) -> _Fault:
+        if self._stepped is None:
+            self._clock_moved_s = now_s
+            return _Fault()
+        steady_s, ros_s = now_s - self._stepped[0], (ros_ns - self._stepped[1]) / _NS
+        if ros_s != 0:
+            self._clock_moved_s = now_s
+        still_s = now_s - self._clock_moved_s
+        # Standing still is slow parting, not a jump; what comes after a stand-still may be both.
+        if ros_s < -_CLOCK_SLACK_S or ros_s - steady_s > self._config.clock_jump_s:
+            return _Fault(Reason.CLOCK_JUMP, f"by {ros_s - steady_s:+.3f} s")
+        if still_s > self._config.clock_jump_s:
+            return _Fault(Reason.CLOCK_STOPPED, f"for {still_s:.3f} s")
+        return _Fault()
+
+    def _planner_fault(self, now_s: float, ros_ns: int) -> _Fault:
+        planner, safety = self._inputs.planner, self._profile.safety
+        if planner.armed:
+            if not planner.alive:
+                return _Fault(Reason.HEARTBEAT_LOST, "its process is gone")
+            silent_s = now_s - planner.heard_s
+            if silent_s > safety.max_heartbeat_age_s:
+                return _Fault(Reason.HEARTBEAT_LOST, f"silent for {silent_s:.3f} s")
+            stale_s = now_s - planner.progress_s
+            if planner.reason is Reason.OK and stale_s > safety.max_plan_age_s:
+                return _Fault(Reason.PLAN_STALE, f"no plan completed for {stale_s:.3f} s")
+        return _Fault(planner.reason)
+
+    def _joints_fault(self, now_s: float, ros_ns: int) -> _Fault:
+        if self._joint_fault.reason is not Reason.OK:
+            return self._joint_fault
+        joints, safety, names = self._joints, self._profile.safety, self._profile.joints.names
+        if joints is None:
+            return _Fault(Reason.JOINTS_STALE, "none received yet")
+        age_s = now_s - joints.received_s
+        if age_s > safety.max_joint_age_s:
+            return _Fault(Reason.JOINTS_STALE, f"{age_s:.3f} s old")
+        fast = np.abs(joints.velocities) > self._fastest
+        if fast.any():
+            worst = int(np.argmax(np.abs(joints.velocities) / self._fastest))
+            return _Fault(
+                Reason.VELOCITY_LIMIT, f"{names[worst]} at {joints.velocities[worst]:.3f}"
+            )
+        if self._profile.action.kind == "twist":
+            # No kinematics here: where each joint would come to rest is all that can be said.
+            rest = joints.positions + joints.velocities * safety.stopping_time_s / 2
+            over = ((rest > self._upper) & (joints.velocities > 0)) | (
+                (rest < self._lower) & (joints.velocities < 0)
+            )
+            if over.any():
+                worst = int(np.argmax(over))
+                return _Fault(
+                    Reason.POSITION_LIMIT,
+                    f"{names[worst]} at {joints.positions[worst]:.3f}, "
+                    f"velocity {joints.velocities[worst]:.3f}",
+                )
+        return _Fault()
+
+    def _command_fault(self, now_s: float, ros_ns: int) -> _Fault:
+        inputs, limit_s = self._inputs, self._profile.safety.max_command_age_s
+        self._promote(now_s)
+        if inputs.refused.reason is not Reason.OK:
+            return inputs.refused
+        command = inputs.current
+        if command is None:
+            return _Fault(Reason.NO_COMMAND)
+        age_s = now_s - command.received_s
+        if command.stamp_ns:
+            age_s = max(age_s, (ros_ns - command.stamp_ns) / _NS)
+        if age_s > limit_s:
+            return _Fault(Reason.COMMAND_STALE, f"{age_s:.3f} s old")
+        return self._verdict_fault(inputs.current_verdict)
+
+    def _promote(self, now_s: float) -> None:
+        """Take over the newest command once its verdict is there, or has not come in time."""
+        inputs = self._inputs
+        if inputs.pending is None:
+            return
+        verdict = inputs.verdicts.get(inputs.pending.stamp_ns)
+        if verdict is None and now_s - inputs.pending_since_s <= self._config.verdict_wait_s:
+            return
+        inputs.current, inputs.current_verdict = inputs.pending, verdict
+        inputs.jumped = self._shaper.jumps(inputs.current.values)
+        inputs.pending = None
+
+    def _unverified(self, verdict: Verdict | None) -> str:
+        """Return what the verdict lacks, empty if nothing."""
+        if verdict is None:
+            return "no verdict of the command's stamp"
+        for event in self._profile.safety.risk_threshold:
+            if math.isnan(verdict.risk.get(event, math.nan)):
+                return f"no risk of '{event}' in the verdict"
+        return ""
+
+    def _verdict_fault(self, verdict: Verdict | None) -> _Fault:
+        safety = self._profile.safety
+        if safety.unverified == "stop" and (lack := self._unverified(verdict)):
+            return _Fault(Reason.UNVERIFIED, lack)
+        if verdict is None:
+            return _Fault()
+        for event, threshold in safety.risk_threshold.items():
+            risk = verdict.risk.get(event, math.nan)
+            if risk > threshold:
+                return _Fault(Reason.RISK, f"{event} {risk:.3f} over {threshold:g}")
+        if verdict.uncertainty > 1:
+            return _Fault(Reason.UNCERTAINTY, f"{verdict.uncertainty:.3f} of its threshold")
+        if verdict.surprise > 1:
+            return _Fault(Reason.SURPRISE, f"{verdict.surprise:.3f} of its threshold")
+        return _Fault()
