@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.safety.gate import Decision, Gate, State, Verdict
+from wm_node.safety.reasons import ORDINARY, Reason
+
+MS = 1_000_000
+PERIOD_MS = 20
+FORWARD = np.array([0.2, 0.0])
+
+
+def profile_with(**safety: Any) -> RobotProfile:
+    data = load_profile("tabletop").dump()
+    data["safety"] |= safety
+    return parse_profile(data, "test")
+
+
+class Bench:
+    """A gate, a clock, and a healthy world around it that single parts can be taken out of."""
+
+    def __init__(self, profile: RobotProfile | None = None) -> None:
+        self.profile = profile or load_profile("tabletop")
+        self.gate = Gate(self.profile)
+        self.ms = 1000
+        self.ros_offset_ns = 1_790_000_000_000 * MS
+        self.ros_runs = True
+        self.muted: set[str] = set()
+        self.reason = Reason.OK
+        self.command = FORWARD
+        self.frame = "table"
+        self.stamp_shift_ms = 0
+        self.risk: dict[str, float] = {"fell": 0.1, "zone": 0.1}
+        self.uncertainty = self.surprise = math.nan
+        self.publishers = 1
+        self.positions = np.zeros(4)
+        self.velocities = np.zeros(4)
+        self.plan_stamp = 0
+
+    @property
+    def now_s(self) -> float:
+        return self.ms / 1000
+
+    @property
+    def ros_ns(self) -> int:
+        return self.ros_offset_ns + (self.ms * MS if self.ros_runs else 0)
+
+    def tick(self) -> Decision:
+        """One period: heartbeat, joints, a command every fifth time, then the decision."""
+        self.ms += PERIOD_MS
+        if self.ms % 100 == 0:
+            stamp = self.ros_ns + self.stamp_shift_ms * MS
+            self.plan_stamp = self.plan_stamp if "plan" in self.muted else stamp
+            if "verdict" not in self.muted:
+                verdict = Verdict(stamp, self.risk, self.uncertainty, self.surprise)
+                self.gate.on_verdict(verdict)
+            if "command" not in self.muted:
+                self.gate.on_command(stamp, self.command, self.frame, self.now_s, self.ros_ns)
+        if "heartbeat" not in self.muted:
+            self.gate.on_heartbeat(self.plan_stamp, self.reason, self.now_s)
+        if "joints" not in self.muted:
+            self.gate.on_joints(self.ms * MS, self.positions, self.velocities, self.now_s)
+        return self.gate.step(self.now_s, self.ros_ns, self.publishers)
+
+    def run(self, ticks: int) -> Decision:
+        for _ in range(ticks):
+            decision = self.tick()
+        return decision
+
+    def until(self, done: Callable[[Decision], bool], most: int = 200) -> tuple[Decision, int]:
+        for count in range(1, most + 1):
+            decision = self.tick()
+            if done(decision):
+                return decision, count
+        raise AssertionError(f"never happened: {decision}")
+
+
+def moving(profile: RobotProfile | None = None) -> Bench:
+    bench = Bench(profile)
+    decision = bench.run(20)
+    assert decision.state is State.PASS
+    assert decision.reason is Reason.OK
+    np.testing.assert_allclose(decision.output, FORWARD)
+    return bench
+
+
+def test_nothing_received_means_hold() -> None:
+    decision = Gate(load_profile("tabletop")).step(1.0, 10**18)
+    assert (decision.state, decision.reason) == (State.HOLD, Reason.NO_COMMAND)
+    assert not decision.output.any()
+
+
+# What goes wrong, the reason that the gate must give, and whether it must latch.
+def _mute(what: str) -> Callable[[Bench], None]:
+    return lambda bench: bench.muted.add(what)
+
+
+def _set(**values: Any) -> Callable[[Bench], None]:
+    return lambda bench: bench.__dict__.update(values)
+
+
+def _jump(bench: Bench) -> None:
+    bench.ros_offset_ns += 3_600_000 * MS
+
+
+def _jump_back(bench: Bench) -> None:
+    bench.ros_offset_ns -= 1_000 * MS
+
+
+def _stop_clock(bench: Bench) -> None:
+    bench.ros_offset_ns += bench.ms * MS
+    bench.ros_runs = False
+
+
+FAULTS: dict[str, tuple[Callable[[Bench], None], Reason, bool]] = {
+    "planner dies": (lambda b: b.gate.on_liveliness(False), Reason.HEARTBEAT_LOST, True),
+    "heartbeat silent": (_mute("heartbeat"), Reason.HEARTBEAT_LOST, True),
+    "engine hangs": (_mute("plan"), Reason.PLAN_STALE, True),
+    "command stale": (_mute("command"), Reason.COMMAND_STALE, False),
+    "no verdict": (_mute("verdict"), Reason.UNVERIFIED, False),
+    "joints stale": (_mute("joints"), Reason.JOINTS_STALE, False),
+    "joints NaN": (_set(positions=np.full(4, np.nan)), Reason.JOINTS_NOT_FINITE, False),
+    "joints too fast": (_set(velocities=np.full(4, 4.0)), Reason.VELOCITY_LIMIT, False),
+    "joint at its limit": (
+        _set(positions=np.array([2.9, 0, 0, 0]), velocities=np.array([1.0, 0, 0, 0])),
+        Reason.POSITION_LIMIT,
+        False,
+    ),
+    "NaN": (_set(command=np.array([np.nan, 0.0])), Reason.COMMAND_NOT_FINITE, False),
+    "infinite": (_set(command=np.array([0.0, np.inf])), Reason.COMMAND_NOT_FINITE, False),
+    "other frame": (_set(frame="map"), Reason.COMMAND_FOREIGN_FRAME, False),
+    "future stamp": (_set(stamp_shift_ms=400), Reason.COMMAND_FUTURE, False),
+    "old stamp": (_set(stamp_shift_ms=-400), Reason.COMMAND_OLD, False),
+    "risk": (_set(risk={"fell": 0.51, "zone": 0.0}), Reason.RISK, False),
+    "risk unknown": (_set(risk={"fell": 0.1, "zone": math.nan}), Reason.UNVERIFIED, False),
+    "risk missing": (_set(risk={"fell": 0.1}), Reason.UNVERIFIED, False),
+    "uncertain": (_set(uncertainty=1.1), Reason.UNCERTAINTY, False),
+    "surprised": (_set(surprise=1.1), Reason.SURPRISE, False),
+    "clock jumps ahead": (_jump, Reason.CLOCK_JUMP, True),
+    "clock jumps back": (_jump_back, Reason.CLOCK_JUMP, True),
+    "clock stops": (_stop_clock, Reason.CLOCK_STOPPED, False),
+    "second publisher": (_set(publishers=2), Reason.SECOND_PUBLISHER, True),
+    "operator": (lambda b: b.gate.stop(), Reason.OPERATOR_STOP, True),
+    "no goal": (_set(reason=Reason.NO_GOAL), Reason.NO_GOAL, False),
+    "frames stale": (_set(reason=Reason.FRAMES_STALE), Reason.FRAMES_STALE, False),
+    "malformed": (
+        lambda b: (b.muted.add("command"), b.gate.on_malformed("3 values"))[1],
+        Reason.COMMAND_MALFORMED,
+        False,
+    ),
+    "foreign joints": (
+        lambda b: (b.muted.add("joints"), b.gate.on_foreign_joints("no elbow"))[1],
+        Reason.JOINT_NAMES,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_brakes_monotonically_to_rest_and_is_named(name: str) -> None:
+    break_it, reason, latching = FAULTS[name]
+    bench = moving()
+    break_it(bench)
+    decision, _ = bench.until(lambda d: d.state is State.BRAKE, most=40)
+    assert decision.reason is reason
+    assert reason.latching == latching
+    speed = np.linalg.norm(decision.output)
+    assert speed < np.linalg.norm(FORWARD)  # the first decision with the reason decelerates
+    steps = 0
+    while decision.state is not State.HOLD:
+        decision, steps = bench.tick(), steps + 1
+        assert decision.reason is reason
+        assert np.linalg.norm(decision.output) < speed
+        speed = np.linalg.norm(decision.output)
+    assert steps * PERIOD_MS / 1000 <= bench.profile.safety.stopping_time_s
+    assert not decision.output.any()
+    assert decision.latched == latching
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_after_a_fault_only_latching_reasons_need_a_reset(name: str) -> None:
+    break_it, reason, latching = FAULTS[name]
+    bench = moving()
+    break_it(bench)
+    bench.until(lambda d: d.state is State.HOLD)
+    healed = Bench()
+    for key in ("muted", "reason", "command", "frame", "stamp_shift_ms", "risk", "publishers"):
+        setattr(bench, key, getattr(healed, key))
+    bench.uncertainty = bench.surprise = math.nan
+    bench.positions, bench.velocities = np.zeros(4), np.zeros(4)
+    if not bench.ros_runs:
+        bench.ros_offset_ns -= bench.ms * MS
+        bench.ros_runs = True
+    if latching:
+        assert bench.run(60).reason is reason
+        bench.gate.reset(publishers=1)
+    decision, _ = bench.until(lambda d: d.state is State.PASS, most=60)
+    assert not decision.latched
+
+
+def test_fault_timing_follows_the_profile() -> None:
+    bench = moving()
+    bench.muted.add("joints")
+    _, ticks = bench.until(lambda d: d.reason is Reason.JOINTS_STALE)
+    assert ticks * PERIOD_MS / 1000 == pytest.approx(0.1, abs=0.021)
+    bench = moving()
+    bench.muted.add("heartbeat")
+    _, ticks = bench.until(lambda d: d.reason is Reason.HEARTBEAT_LOST)
+    assert ticks * PERIOD_MS / 1000 == pytest.approx(0.3, abs=0.021)
+    bench = moving()
+    bench.gate.on_liveliness(False)
+    assert bench.tick().reason is Reason.HEARTBEAT_LOST
+
+
+def test_a_reset_is_refused_while_braking_or_with_another_publisher() -> None:
+    bench = moving()
+    bench.gate.stop()
+    assert bench.tick().state is State.BRAKE
+    with pytest.raises(WmError, match="at rest"):
+        bench.gate.reset(publishers=1)
+    bench.run(20)
+    with pytest.raises(WmError, match="another node"):
+        bench.gate.reset(publishers=2)
+    assert bench.tick().latched
+    bench.gate.reset(publishers=1)
+    assert not bench.tick().latched
+
+
+def test_after_a_reset_a_dead_planner_is_waited_for_not_followed() -> None:
+    bench = moving()
+    bench.muted |= {"heartbeat", "command"}
+    bench.gate.on_liveliness(False)
+    bench.run(20)
+    bench.gate.reset(publishers=1)
+    assert bench.run(50).reason is Reason.NO_COMMAND
+    bench.muted.clear()  # the planner is back: its heartbeat, before the middleware says so
+    bench.until(lambda d: d.state is State.PASS)
+
+
+def test_a_planner_that_says_goodbye_may_leave() -> None:
+    bench = moving()
+    bench.reason = Reason.PLANNER_INACTIVE
+    bench.tick()
+    bench.muted |= {"heartbeat", "command"}
+    bench.gate.on_liveliness(False)
+    decision = bench.run(100)
+    assert decision.reason is Reason.PLANNER_INACTIVE
+    assert not decision.latched
+
+
+def test_a_planner_that_holds_and_then_dies_is_still_a_fault() -> None:
+    bench = moving()
+    bench.reason = Reason.NO_GOAL
+    bench.run(20)
+    bench.gate.on_liveliness(False)
+    assert bench.tick().latched
+
+
+def test_holding_for_long_without_plans_is_no_hung_engine() -> None:
+    bench = moving()
+    bench.reason = Reason.NO_GOAL
+    bench.muted |= {"plan", "command"}
+    bench.run(200)
+    bench.reason = Reason.OK
+    bench.muted.clear()
+    decision, _ = bench.until(lambda d: d.state is State.PASS)
+    assert not decision.latched
+
+
+def test_a_command_waits_for_its_verdict_while_the_one_before_it_goes_on() -> None:
+    bench = moving()
+    bench.muted |= {"verdict", "command"}
+    stamp = bench.ros_ns + MS
+    bench.gate.on_command(stamp, -FORWARD, "table", bench.now_s, bench.ros_ns)
+    assert bench.tick().state is State.PASS
+    bench.gate.on_verdict(Verdict(stamp, bench.risk))
+    decision = bench.tick()
+    assert decision.output[0] < FORWARD[0]
+    assert decision.reason is Reason.ACCELERATION_LIMIT  # from +0.2 to -0.2 in one period
+
+
+def test_commands_that_come_fast_and_without_verdicts_do_not_hide_behind_an_old_one() -> None:
+    bench = moving()
+    bench.muted |= {"verdict", "command"}
+    for _ in range(6):
+        bench.gate.on_command(bench.ros_ns, FORWARD, "table", bench.now_s, bench.ros_ns)
+        decision = bench.tick()
+    assert decision.reason is Reason.UNVERIFIED
+
+
+def test_a_verdict_of_another_stamp_verifies_nothing() -> None:
+    bench = moving()
+    bench.muted.add("verdict")
+    bench.gate.on_verdict(Verdict(bench.ros_ns + 1, bench.risk))
+    bench.until(lambda d: d.reason is Reason.UNVERIFIED)
+
+
+def test_unverified_commands_are_slowed_where_the_profile_says_so() -> None:
+    bench = Bench(profile_with(unverified="limit"))
+    bench.muted.add("verdict")
+    decision = bench.run(30)
+    assert (decision.state, decision.reason) == (State.LIMIT, Reason.UNVERIFIED)
+    assert decision.output[0] == pytest.approx(0.25 * 0.25)
+    bench.muted.clear()
+    bench.risk = {"fell": 0.9, "zone": 0.0}
+    bench.until(lambda d: d.reason is Reason.RISK)
+
+
+def test_a_command_over_the_limit_is_reduced_and_named() -> None:
+    bench = Bench()
+    bench.command = np.array([1.0, 0.5])
+    decision = bench.run(20)
+    assert (decision.state, decision.reason) == (State.LIMIT, Reason.VELOCITY_LIMIT)
+    np.testing.assert_allclose(decision.output, [0.25, 0.125])
+
+
+def test_a_repeated_joint_state_is_not_fresh() -> None:
+    bench = moving()
+    bench.muted.add("joints")
+    for _ in range(10):
+        bench.gate.on_joints(7, bench.positions, bench.velocities, bench.now_s)
+        decision = bench.tick()
+    assert decision.reason is Reason.JOINTS_STALE
+
+
+def test_joint_velocities_are_differenced_where_they_are_not_measured() -> None:
+    bench = moving()
+    bench.muted.add("joints")
+    for i in range(2):
+        bench.gate.on_joints((bench.ms + 10 * i) * MS, np.full(4, 0.05 * i), None, bench.now_s)
+    assert bench.tick().reason is Reason.VELOCITY_LIMIT
+
+
+def test_a_gate_that_slept_makes_no_large_step() -> None:
+    bench = moving()
+    bench.gate.stop()
+    bench.ms += 300
+    decision = bench.tick()
+    assert FORWARD[0] - decision.output[0] <= 3.0 * 2 * PERIOD_MS / 1000 + 1e-9
+
+
+def joint_profile() -> RobotProfile:
+    data = load_profile("tabletop").dump()
+    data["action"] |= {
+        "kind": "joint_position",
+        "names": ["elbow", "wrist"],
+        "units": ["rad", "rad"],
+        "lower": [-1.0, -1.0],
+        "upper": [1.0, 1.0],
+        "max_acceleration": [20.0, 20.0],
+        "message": "trajectory_msgs/msg/JointTrajectory",
+        "fields": ["positions"],
+    }
+    return parse_profile(data, "test")
+
+
+def test_positions_start_where_the_joints_are_and_nothing_is_sent_before() -> None:
+    bench = Bench(joint_profile())
+    bench.muted.add("joints")
+    bench.command = np.array([0.5, 0.5])
+    assert not bench.run(10).send
+    bench.positions = np.array([0.0, 0.0, 0.3, -0.2])
+    bench.muted.clear()
+    decision = bench.tick()
+    assert decision.send
+    np.testing.assert_allclose(decision.output, [0.3, -0.2], atol=0.02)
+
+
+def test_every_position_command_ends_at_rest() -> None:
+    bench = Bench(joint_profile())
+    bench.command = np.array([0.9, -0.9])
+    for _ in range(60):
+        rows = bench.tick().manoeuvre
+        assert len(rows) < 20
+        steps = np.abs(np.diff(rows, axis=0))
+        if len(rows) > 1:
+            assert np.all(steps[-1] <= 20.0 * 0.02**2 + 1e-9)
+        assert np.all(np.abs(rows) <= 1.0)
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("command"),
+            st.floats(allow_nan=True, allow_infinity=True),
+            st.integers(-600, 600),
+        ),
+        st.tuples(st.just("verdict"), st.floats(0, 1), st.integers(0, 0)),
+        st.tuples(st.just("heartbeat"), st.floats(0, 0), st.sampled_from(range(len(list(Reason))))),
+        st.tuples(st.just("alive"), st.floats(0, 0), st.integers(0, 1)),
+        st.tuples(st.just("joints"), st.floats(-9, 9), st.integers(-3, 3)),
+        st.tuples(st.just("step"), st.floats(0, 0.2), st.integers(1, 2)),
+        st.tuples(st.just("good"), st.floats(-0.3, 0.3), st.integers(1, 30)),
+        st.tuples(st.just("stop"), st.floats(0, 0), st.integers(0, 0)),
+        st.tuples(st.just("reset"), st.floats(0, 0), st.integers(0, 0)),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(events=EVENTS, joints=st.booleans())
+def test_whatever_happens_outputs_stay_finite_and_within_the_limits(
+    events: list[tuple[str, float, int]], joints: bool
+) -> None:
+    bench = Bench(joint_profile() if joints else None)
+    gate, reasons = bench.gate, list(Reason)
+    before = gate.step(bench.now_s, bench.ros_ns)
+
+    def check(decision: Decision, dt: float) -> None:
+        nonlocal before
+        assert np.isfinite(decision.output).all()
+        assert np.isfinite(decision.manoeuvre).all()
+        if joints:
+            if decision.send and before.send:
+                assert np.all(np.abs(decision.output) <= 9.0)
+        else:
+            assert np.all(np.abs(decision.output) <= 0.25 + 1e-9)
+            change = np.abs(decision.output - before.output)
+            assert np.all(change <= 3.0 * min(dt, 0.04) + 1e-9)
+            if decision.state in (State.BRAKE, State.HOLD):
+                assert np.all(np.abs(decision.output) <= np.abs(before.output))
+        if decision.state is State.PASS:
+            assert decision.reason is Reason.OK
+        if decision.state is State.BRAKE:
+            assert decision.reason is not Reason.OK
+        assert not (decision.latched and decision.state in (State.PASS, State.LIMIT))
+        before = decision
+
+    stamp = 0
+    for kind, value, number in events:
+        if kind == "command":
+            stamp = bench.ros_ns + number * MS
+            command = np.array([value, 0.1])
+            gate.on_command(stamp, command, "table", bench.now_s, bench.ros_ns)
+        elif kind == "verdict":
+            gate.on_verdict(Verdict(stamp, {"fell": value, "zone": 0.0}))
+        elif kind == "heartbeat":
+            gate.on_heartbeat(bench.ms, reasons[number], bench.now_s)
+        elif kind == "alive":
+            gate.on_liveliness(bool(number))
+        elif kind == "joints":
+            gate.on_joints(bench.ms * MS, np.full(4, value), np.full(4, float(number)), bench.now_s)
+        elif kind == "step":
+            bench.ms += round(value * 1000)
+            check(gate.step(bench.now_s, bench.ros_ns, number), value)
+        elif kind == "good":
+            bench.command = np.array([value, -value])
+            for _ in range(number):
+                check(bench.tick(), PERIOD_MS / 1000)
+        elif kind == "stop":
+            gate.stop()
+        elif gate.at_rest:
+            gate.reset(publishers=1)
+            before = gate.step(bench.now_s, bench.ros_ns)
+    gate.stop()
+    for _ in range(20):
+        check(bench.tick(), PERIOD_MS / 1000)
+    assert before.state is State.HOLD
+
+
+def test_ordinary_reasons_do_not_latch() -> None:
+    assert not any(reason.latching for reason in ORDINARY)
+    assert all(reason.meaning and reason.remedy for reason in Reason)
+    assert len({reason.meaning for reason in Reason}) == len(list(Reason))
