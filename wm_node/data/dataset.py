@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numcodecs
 import numpy as np
@@ -51,9 +51,20 @@ _FRAME_CODEC = numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.NO
 _SMALL_CODEC = numcodecs.Blosc(cname="zstd", clevel=3, shuffle=numcodecs.Blosc.SHUFFLE)
 
 
+class Rows(Protocol):
+    """An array, or anything else that has a shape and gives arrays for slices of rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return the rows as an array."""
+
+
 @dataclass(frozen=True)
 class EpisodeArrays:
-    """One episode of T ticks; the arrays may be memory-mapped, they are copied in blocks."""
+    """One episode of T ticks."""
 
     name: str
     stamps: NDArray[np.int64]  # (T,)
@@ -173,28 +184,39 @@ class DatasetWriter:
         Raises:
             WmError: an array does not fit the profile, or the disk is full.
         """
-        arrays = _arrays_of(episode)
-        ticks = len(episode.stamps)
-        for name, (_, item) in self._specs.items():
-            if name not in arrays or arrays[name].shape != (ticks, *item):
-                shape = arrays[name].shape if name in arrays else "nothing"
+        self.append_rows(episode.name, len(episode.stamps), _arrays_of(episode))
+
+    def append_rows(self, name: str, ticks: int, arrays: Mapping[str, Rows]) -> None:
+        """Append one episode from sources that are copied block by block, which bounds memory.
+
+        Args:
+            name: the episode's name.
+            ticks: its length.
+            arrays: one source of ``ticks`` rows for every name in :func:`array_specs`.
+
+        Raises:
+            WmError: a source does not fit the profile, or the disk is full.
+        """
+        for key, (_, item) in self._specs.items():
+            shape = arrays[key].shape if key in arrays else None
+            if shape != (ticks, *item):
                 raise WmError(
-                    f"episode '{episode.name}' gives {shape} for '{name}', but the profile "
+                    f"episode '{name}' gives shape {shape} for '{key}', but the profile "
                     f"'{self.profile.name}' needs {(ticks, *item)}."
                 )
         if not ticks:
-            raise WmError(f"episode '{episode.name}' is empty.")
+            raise WmError(f"episode '{name}' is empty.")
         try:
-            for name, column in self._columns.items():
+            for key, column in self._columns.items():
                 for start in range(0, ticks, COPY_BLOCK):
-                    column.append(arrays[name][start : start + COPY_BLOCK])
+                    column.append(arrays[key][start : min(start + COPY_BLOCK, ticks)])
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._episodes.append(Episode(episode.name, self._ticks, ticks))
+        self._episodes.append(Episode(name, self._ticks, ticks))
         self._ticks += ticks
 
-    def close(self, fingerprint: str = "", info: Mapping[str, Any] | None = None) -> None:
-        """Finish the dataset and move it to its place.
+    def finish(self, fingerprint: str = "", info: Mapping[str, Any] | None = None) -> None:
+        """Write everything that is still missing; the dataset lies whole at :attr:`partial`.
 
         Args:
             fingerprint: hash of the sources.
@@ -229,10 +251,21 @@ class DatasetWriter:
                     "info": dict(info or {}),
                 }
             )
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def commit(self) -> None:
+        """Move the finished dataset to its place."""
+        try:
             _move_into_place(self.partial, self.path, self._overwrite)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         self._open = False
+
+    def close(self, fingerprint: str = "", info: Mapping[str, Any] | None = None) -> None:
+        """Finish the dataset and move it to its place; see :meth:`finish`."""
+        self.finish(fingerprint, info)
+        self.commit()
 
     def abort(self) -> None:
         """Remove what was written; nothing happens after :meth:`close`."""
@@ -428,8 +461,8 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise WmError(f"{path} exists and is not a dataset, so it is not replaced; remove it.")
 
 
-def _arrays_of(episode: EpisodeArrays) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {f"frames/{k}": v for k, v in episode.frames.items()}
+def _arrays_of(episode: EpisodeArrays) -> dict[str, Rows]:
+    arrays: dict[str, Rows] = {f"frames/{k}": v for k, v in episode.frames.items()}
     for name in ("frame_valid", "joints", "actions", "labels", "events", "stamps"):
         arrays[name] = getattr(episode, name)
     return arrays

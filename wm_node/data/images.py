@@ -27,6 +27,10 @@ MAX_SIDE = 8192
 Rgb = NDArray[np.uint8]
 
 
+class DamagedImage(WmError):
+    """The pixels of one message are damaged; others of the same camera may be whole."""
+
+
 @dataclass(frozen=True)
 class _RawImage:
     """The fields of ``sensor_msgs/Image`` that conversion reads, rows already packed."""
@@ -86,7 +90,7 @@ def encode_jpeg(image: Rgb, quality: int = 90) -> bytes:
 
 def _check_size(width: int, height: int) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise WmError(
+        raise DamagedImage(
             f"an image message claims {width}x{height} pixels; at most {MAX_SIDE}x{MAX_SIDE} is "
             "accepted, so the message is damaged or no camera image."
         )
@@ -102,7 +106,9 @@ def _decode_compressed(message: Any) -> Rgb:
     _check_size(width, height)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise WmError(f"a compressed image of format '{kind}' is damaged and cannot be decoded.")
+        raise DamagedImage(
+            f"a compressed image of format '{kind}' is damaged and cannot be decoded."
+        )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
@@ -123,7 +129,7 @@ def _other_size(data: NDArray[np.uint8], kind: str) -> tuple[int, int]:
         with PilImage.open(io.BytesIO(data.data), formats=("JPEG", "PNG", "WEBP")) as header:
             return header.size
     except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
-        raise WmError(
+        raise DamagedImage(
             f"a compressed image of format '{kind}' with {data.size} bytes cannot be decoded: "
             "it is damaged or neither JPEG, PNG nor WebP."
         ) from error
@@ -134,7 +140,7 @@ def _decode_raw(message: Any) -> Rgb:
     _check_size(width, height)
     data = np.frombuffer(message.data, dtype=np.uint8)
     if step * height > data.size or step < width:
-        raise WmError(
+        raise DamagedImage(
             f"an image of {width}x{height} '{message.encoding}' with step {step} holds "
             f"{data.size} bytes, which is too few: the message is damaged."
         )
@@ -178,7 +184,7 @@ def _rosbags_image(raw: _RawImage) -> NDArray[Any]:
         _, _, kind, channels = to_cvtype(raw.encoding)
         row = raw.width * channels * np.dtype(kind).itemsize
         if raw.step < row:
-            raise WmError(
+            raise DamagedImage(
                 f"an image of width {raw.width} and encoding '{raw.encoding}' needs rows of {row} "
                 f"bytes, but its step is {raw.step}: the message is damaged."
             )

@@ -1,0 +1,172 @@
+"""``wm ingest``: bags and a robot profile to a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from wm_node.errors import WmError
+from wm_node.profile import load_profile
+
+SHOWN_SKIPPED = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "bags",
+        metavar="BAGS",
+        nargs="+",
+        type=Path,
+        help="rosbag2 directories, .mcap or .db3 files, or folders that hold them",
+    )
+    parser.add_argument("--robot", required=True, help="profile: a path or a shipped name")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
+    parser.add_argument(
+        "--namespace", default="", help="where the profile's topics lie in the bags"
+    )
+    parser.add_argument(
+        "--delays", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
+    )
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a CPU)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ingest and print a summary; every bag that was skipped is named with the reason."""
+    # Imported here: --help must not need the bag and array libraries.
+    from wm_node.data.ingest import CONTACT_SHEET, default_workers, ingest
+    from wm_node.data.overlay import apply_overlay, load_overlay
+
+    profile = load_profile(args.robot)
+    if args.delays is not None:
+        profile = apply_overlay(profile, load_overlay(args.delays))
+    workers = default_workers() if args.workers is None else args.workers
+    if workers < 1:
+        raise WmError("--workers must be at least 1.")
+    console = Console()
+    began = time.monotonic()
+    with _progress(console) as progress:
+        result = ingest(
+            args.bags,
+            profile,
+            args.out,
+            namespace=args.namespace,
+            workers=workers,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    figures = {
+        **result.summary,
+        "dataset": str(result.path),
+        "contact_sheet": str(result.path / CONTACT_SHEET),
+        "workers": workers,
+        "wall_s": round(time.monotonic() - began, 3),
+    }
+    print_summary(console, figures)
+    if args.json is not None:
+        write_json(args.json, figures)
+    return 0
+
+
+def print_summary(console: Console, figures: dict[str, Any]) -> None:
+    """Print the figures of an ingestion for people."""
+    totals = Table(title=f"{figures['dataset']} ({figures['robot']})", show_header=False)
+    lost = _counts(figures["ticks_lost"])
+    rows = [
+        ("bags", f"{figures['bags_used']} of {figures['bags']} used"),
+        ("episodes", f"{figures['episodes']}, {figures['hours']:.2f} h, {figures['ticks']} ticks"),
+        ("gaps", f"{_counts(figures['gaps'])}; ticks lost: {lost}"),
+        (
+            "too short",
+            f"{figures['short_segments']} pieces under {figures['minimum_ticks']} ticks dropped",
+        ),
+        (
+            "frames",
+            f"missing {_counts(figures['frames_missing'])}; damaged {figures['frames_damaged']}; "
+            f"at most {figures['frame_skew_ms']:.1f} ms from their tick",
+        ),
+        (
+            "messages",
+            f"{figures['messages_stale']} not newer than the one before, "
+            f"{figures['messages_non_finite']} not finite, {figures['messages_unstamped']} "
+            "without a stamp",
+        ),
+        ("contact sheet", figures["contact_sheet"]),
+        ("time", f"{figures['wall_s']:.1f} s with {figures['workers']} workers"),
+    ]
+    for name, text in rows:
+        totals.add_row(name, escape(text))
+    console.print(totals)
+    topics = Table("topic", "type", "messages", "Hz", "bags", title="Topics")
+    for name, topic in figures["topics"].items():
+        rate = f"{topic['rate_hz']:.1f}"
+        topics.add_row(name, topic["type"], str(topic["messages"]), rate, str(topic["bags"]))
+    console.print(topics)
+    ranges = Table("joint or action", "min", "max", "outside limits", title="Ranges")
+    for kind in ("joints", "actions"):
+        for name, entry in figures[kind].items():
+            outside = "yes" if entry["outside_limits"] else ""
+            label = f"{kind[:-1]} {name}"
+            ranges.add_row(label, f"{entry['min']:.3f}", f"{entry['max']:.3f}", outside)
+    console.print(ranges)
+    for name, event in figures["events"].items():
+        console.print(f"event {name}: {event['onsets']} times, in {event['bags']} bags")
+    for note, count in figures["notes"].items():
+        console.print(f"note ({count} bags): {note}", markup=False, soft_wrap=True)
+    skipped = list(figures["skipped"].items())
+    for name, reason in skipped[:SHOWN_SKIPPED]:
+        console.print(f"skipped {name}: {reason}", style="yellow", markup=False, soft_wrap=True)
+    if len(skipped) > SHOWN_SKIPPED:
+        more = len(skipped) - SHOWN_SKIPPED
+        console.print(f"and {more} more skipped; --json FILE names them all", style="yellow")
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON.
+
+    Raises:
+        WmError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise WmError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _counts(counts: dict[str, int]) -> str:
+    parts = [f"{name} {count}" for name, count in counts.items() if count]
+    return ", ".join(parts) or "none"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Any]:
+    """Show a bar on a terminal, and a line every tenth of the bags elsewhere."""
+    if not console.is_terminal:
+
+        def line(done: int, total: int, _: Any) -> None:
+            if done % max(1, total // 10) == 0:
+                console.print(f"{done} of {total} bags", highlight=False)
+
+        yield line
+        return
+    columns = (TextColumn("ingesting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+        task = bar.add_task("")
+
+        def advance(done: int, total: int, report: Any) -> None:
+            bar.update(task, completed=done, total=total, description=escape(report.name))
+
+        yield advance

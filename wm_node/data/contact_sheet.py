@@ -1,0 +1,46 @@
+"""A picture of a dataset at a glance: episodes spread over it, one a row, time to the right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from wm_node.data.dataset import Dataset
+
+ROWS = 8
+COLUMNS = 8
+MARGIN = 2
+CAPTION = 12  # pixels above a row, for the episode's name
+MIN_WIDTH = 96  # small frames are enlarged to about this width
+
+
+def write_contact_sheet(dataset: Dataset, path: Path) -> None:
+    """Write a PNG with frames of up to 8 episodes, each camera beside the other."""
+    cameras = dataset.profile.cameras
+    count = min(ROWS, len(dataset.episodes))
+    chosen = [
+        dataset.episodes[i] for i in np.linspace(0, len(dataset.episodes) - 1, count).astype(int)
+    ]
+    scale = max(1, round(MIN_WIDTH / cameras[0].model_width))
+    widths = [camera.model_width * scale for camera in cameras]
+    height = max(camera.model_height for camera in cameras) * scale
+    column = sum(widths) + MARGIN
+    row = height + CAPTION + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * column, row * count), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for number, episode in enumerate(chosen):
+        seconds = episode.length * dataset.profile.model.tick_s
+        draw.text((2, number * row), f"{episode.name}  {seconds:.1f} s", fill=(230, 230, 230))
+        ticks = episode.start + np.linspace(0, episode.length - 1, COLUMNS).astype(int)
+        for place, tick in enumerate(ticks.tolist()):
+            left = place * column
+            for camera, width in zip(cameras, widths, strict=True):
+                frame = Image.fromarray(dataset.frames(camera.name)[tick : tick + 1][0])
+                size = (width, camera.model_height * scale)
+                sheet.paste(
+                    frame.resize(size, Image.Resampling.NEAREST), (left, number * row + CAPTION)
+                )
+                left += width
+    sheet.save(path)

@@ -1,0 +1,129 @@
+"""What belongs to one robot and not to its model: measured delays, in a YAML file.
+
+A bundle never changes after it is written; the overlay is laid over its profile instead. Entries
+are keyed by robot, and by bundle hash where they hold for one bundle only:
+
+    format: 1
+    robots:
+      arm_3:
+        bundle: null              # or the sha256 of the bundle
+        action_delay_s: {shoulder: 0.11, elbow: 0.12}
+        camera_latency_s: {front: 0.04}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile, parse_profile
+
+MAX_BYTES = 1_000_000
+Delay = Annotated[float, Field(ge=0, le=2)]
+
+
+class RobotOverlay(BaseModel):
+    """The delays of one robot, in seconds; names that are absent keep the profile's value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str | None = None
+    action_delay_s: dict[str, Delay] = {}
+    camera_latency_s: dict[str, Delay] = {}
+    measured: dict[str, Any] = {}
+
+
+class Overlay(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1]
+    robots: dict[str, RobotOverlay]
+
+
+def load_overlay(path: str | Path) -> Overlay:
+    """Load an overlay.
+
+    Raises:
+        WmError: missing, too large, not YAML, or not an overlay.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise WmError(f"{file} is too large for an overlay.")
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Overlay.model_validate(data)
+    except (OSError, UnicodeDecodeError) as error:
+        raise WmError(f"cannot read the overlay {file}: {error}.") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise WmError(f"{file} is not an overlay of 'wm calibrate --delay': {first}.") from error
+
+
+def apply_overlay(
+    profile: RobotProfile, overlay: Overlay, bundle_sha256: str | None = None
+) -> RobotProfile:
+    """Return the profile with the robot's own delays.
+
+    Args:
+        profile: the robot.
+        overlay: loaded from its file.
+        bundle_sha256: hash of the bundle in use, None where there is none yet.
+
+    Raises:
+        WmError: the overlay is for another robot or bundle, or names unknown joints or cameras.
+    """
+    entry = overlay.robots.get(profile.name)
+    if entry is None:
+        known = ", ".join(sorted(overlay.robots)) or "none"
+        raise WmError(f"the overlay has no entry for the robot '{profile.name}', only: {known}.")
+    if entry.bundle is not None and bundle_sha256 is not None and entry.bundle != bundle_sha256:
+        raise WmError(
+            f"the overlay of '{profile.name}' was measured for bundle {entry.bundle[:12]}, not for "
+            f"{bundle_sha256[:12]}: run 'wm calibrate --delay' again."
+        )
+    cameras = [camera.name for camera in profile.cameras]
+    _check_names("action", entry.action_delay_s, profile.action.names)
+    _check_names("camera", entry.camera_latency_s, cameras)
+    data = profile.dump()
+    if entry.action_delay_s:
+        old = profile.action.delay_s or (0.0,) * len(profile.action.names)
+        data["action"]["delay_s"] = [
+            entry.action_delay_s.get(name, value)
+            for name, value in zip(profile.action.names, old, strict=True)
+        ]
+    for camera in data["cameras"]:
+        camera["latency_s"] = entry.camera_latency_s.get(camera["name"], camera["latency_s"])
+    return parse_profile(data, f"the profile '{profile.name}' with its overlay")
+
+
+def write_overlay(path: Path, robot: str, entry: RobotOverlay) -> None:
+    """Write one robot's entry; entries of other robots in the file are kept.
+
+    Raises:
+        WmError: the file there is no overlay, or cannot be written.
+    """
+    robots = dict(load_overlay(path).robots) if path.exists() else {}
+    robots[robot] = entry
+    data = {
+        "format": 1,
+        "robots": {name: item.model_dump(mode="json") for name, item in robots.items()},
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise WmError(f"cannot write the overlay {path}: {error.strerror}.") from error
+
+
+def _check_names(kind: str, given: Mapping[str, float], known: Any) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise WmError(f"the overlay names {kind}s that the profile does not have: {unknown}.")
