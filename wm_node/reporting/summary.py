@@ -14,19 +14,10 @@ from typing import Any
 
 from wm_node.errors import WmError
 from wm_node.reporting.run_log import NS, RunLog, Status
+from wm_node.safety.reasons import ORDINARY
 
 # Reasons for which the gate holds although nothing is wrong.
-BENIGN = frozenset(
-    {
-        "OK",
-        "INACTIVE",
-        "NO_COMMAND",
-        "NO_GOAL",
-        "GOAL_REACHED",
-        "PLANNER_INACTIVE",
-        "CONTEXT_EMPTY",
-    }
-)
+BENIGN = frozenset(reason.name for reason in ORDINARY)
 
 
 @dataclass(frozen=True)

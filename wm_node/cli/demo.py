@@ -1,0 +1,288 @@
+"""``wm demo``: the simulated robot in closed loop over real ROS 2 topics, scored and reported."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from wm_node.bundle import Bundle, load_bundle
+from wm_node.cli.processes import (
+    ProcessGroup,
+    interrupts_on_termination,
+    node_command,
+    node_environment,
+    private_domain,
+)
+from wm_node.errors import WmError
+from wm_node.resources import resource
+
+if TYPE_CHECKING:  # ROS is imported once its environment is set
+    from wm_node.nodes.demo_driver import DemoDriver
+    from wm_node.nodes.demo_driver import Progress as Present
+    from wm_node.reporting.summary import Episode
+
+# What a run leaves behind; an older run's are replaced, anything else in the folder is kept.
+OUTPUTS = ("summary.json", "report.html", "bag", "log")
+START_S, PER_EPISODE_S = 90.0, 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--episodes", type=int, default=10, help="episodes to run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
+    parser.add_argument("--out", type=Path, default=Path("wm_demo"), help="folder of the results")
+    parser.add_argument("--bundle", type=Path, help="bundle to run (default: the one that ships)")
+    parser.add_argument(
+        "--goal",
+        choices=("state", "image"),
+        default="state",
+        help="give the target as numbers or as a picture of the goal",
+    )
+    parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
+    parser.add_argument(
+        "--timeout", type=float, help="seconds after which the run is given up (default: generous)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
+    if args.episodes < 1:
+        raise WmError("--episodes must be at least 1.")
+    bundle = load_bundle(args.bundle or resource("bundles/tabletop"))
+    if not bundle.profile.simulated:
+        raise WmError(
+            f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "
+            "simulated; 'wm demo' drives only a simulated one."
+        )
+    out = _prepare(args.out)
+    console = Console(stderr=False, highlight=False)
+    started, started_s = time.monotonic(), time.time()
+    limit_s = args.timeout or START_S + PER_EPISODE_S * args.episodes
+    with interrupts_on_termination():
+        episodes, values = _drive(args, bundle, out, started + limit_s, console)
+        wall_s = time.monotonic() - started
+        console.print("all processes have stopped; writing the report")
+        from wm_node.reporting.demo import DemoRun, finish
+
+        summary = finish(
+            DemoRun(
+                out=out,
+                bundle=bundle,
+                backend=args.backend,
+                goal=args.goal,
+                seed=args.seed,
+                episodes=episodes,
+                values=values,
+                started_s=started_s,
+                wall_s=wall_s,
+            )
+        )
+        if args.json is not None:
+            from wm_node.reporting.summary import write_json
+
+            write_json(args.json, summary)
+    _tell(console, summary, out)
+    return 0
+
+
+def _prepare(out: Path) -> Path:
+    """Make the output folder and clear away an older run's results; nothing else is touched."""
+    out = out.expanduser().resolve()
+    try:
+        if out.exists() and any(out.iterdir()) and not (out / ".wm_demo").exists():
+            raise WmError(
+                f"{out} holds files that 'wm demo' did not write; choose another --out folder."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".wm_demo").touch()
+        for name in OUTPUTS:
+            path = out / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WmError(f"cannot write to {out}: {error.strerror or error}.") from error
+    return out
+
+
+def _drive(
+    args: argparse.Namespace, bundle: Bundle, out: Path, deadline: float, console: Console
+) -> tuple[list[Episode], dict[str, dict[str, str]]]:
+    """Start the processes, run the episodes, stop the processes, whatever happens."""
+    log_dir = out / "log"
+    with private_domain() as domain:
+        environment = node_environment(domain, log_dir)
+        with _as_own(environment), ProcessGroup(environment, log_dir) as processes:
+            _start(args, bundle, out, processes)
+            console.print(
+                f"started {', '.join(processes.pids)} (ROS domain {domain}); the robot is simulated"
+            )
+
+            def watch() -> None:
+                processes.check()
+                if time.monotonic() > deadline:
+                    raise WmError(
+                        f"the run took longer than {args.timeout or 'expected'}; see the logs in "
+                        f"{log_dir}, or give more time with --timeout."
+                    )
+
+            from wm_node.nodes.demo_driver import DemoDriver
+
+            with DemoDriver(bundle.profile, args.goal, watch) as driver:
+                try:
+                    driver.bring_up()
+                except WmError as error:
+                    raise _with_reason(error, processes) from error
+                episodes = _episodes(driver, args.episodes, console)
+                driver.take_down()
+                values = driver.values
+    return episodes, values
+
+
+@contextmanager
+def _as_own(environment: dict[str, str]) -> Iterator[None]:
+    """Give this process the nodes' ROS environment for a while: the driver is a node as well."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _start(args: argparse.Namespace, bundle: Bundle, out: Path, processes: ProcessGroup) -> None:
+    config = {
+        name: str(resource(f"config/{name}.yaml"))
+        for name in ("world_model", "mpc_planner", "safety_gate", "flight_recorder")
+    }
+    robot = out / "log" / "robot.yaml"
+    _write_profile(robot, bundle)
+    common = {"robot": str(robot), "bundle": str(bundle.path)}
+    processes.start(
+        "sim_robot", node_command("sim_robot", _ros({"robot": str(robot), "seed": args.seed}))
+    )
+    processes.start(
+        "safety_gate",
+        node_command("safety_gate", _ros({"robot": str(robot)}, config["safety_gate"])),
+    )
+    processes.start(
+        "flight_recorder",
+        node_command(
+            "flight_recorder",
+            _ros(common | {"bag_path": str(out / "bag")}, config["flight_recorder"]),
+        ),
+    )
+    processes.start(
+        "world_model",
+        node_command(
+            "world_model",
+            _ros(common | {"backend": args.backend}, config["world_model"], config["mpc_planner"]),
+        ),
+    )
+
+
+def _write_profile(path: Path, bundle: Bundle) -> None:
+    """Write the profile that the bundle was made for; simulator, gate and recorder use it."""
+    import yaml
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(bundle.profile.dump(), sort_keys=False), encoding="utf-8")
+
+
+def _ros(parameters: dict[str, Any], *files: str) -> list[str]:
+    words = ["--ros-args"]
+    for file in files:
+        words += ["--params-file", file]
+    for name, value in parameters.items():
+        words += ["-p", f"{name}:={value}"]
+    return words
+
+
+def _with_reason(error: WmError, processes: ProcessGroup) -> WmError:
+    """Add what the node that refused wrote into its log."""
+    for name in processes.pids:
+        fault = processes.fault(name)
+        if fault is not None:
+            return WmError(f"{error} It says: {fault}")
+    return error
+
+
+def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]:
+    done: list[Episode] = []
+    with _display(console, count) as show:
+        for number in range(1, count + 1):
+            episode = driver.run_episode(number, lambda present: show(len(done), present))
+            done.append(episode)
+            console.print(
+                f"episode {number:>2}/{count}  {episode.outcome:<12}  seed {episode.seed:<6} "
+                f"{100 * episode.start_distance:4.1f} cm -> {100 * episode.final_distance:4.1f} cm "
+                f"in {episode.ticks / 10:.1f} s"
+            )
+    return done
+
+
+@contextmanager
+def _display(console: Console, count: int) -> Iterator[Callable[[int, Present], None]]:
+    """Show the present state on a terminal; elsewhere only the line of each episode appears."""
+    if not console.is_terminal:
+        yield lambda done, present: None
+        return
+    columns = (
+        TextColumn("episodes"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[present]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=count, present="")
+
+        def show(done: int, present: Present) -> None:
+            text = f"{100 * present.distance:4.1f} cm to target, gate {present.gate}"
+            progress.update(task, completed=done, present=text)
+
+        yield show
+
+
+def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
+    low, high = summary["success_wilson95"]
+    reasons = summary["interventions"]
+    steps_in = ", ".join(f"{name} {n}" for name, n in reasons.items()) or "none"
+    plan, whole = summary["plan_ms"], summary["frame_to_command_ms"]
+    lines = [
+        "",
+        f"success      {summary['successes']} of {summary['episodes']} episodes "
+        f"(95 %: {100 * low:.0f} to {100 * high:.0f} %), falls {summary['falls']}, "
+        f"zone entries {summary['zone_entries']}",
+        f"gate         interventions: {steps_in}",
+        f"control      {summary['cycles']} cycles at {_number(summary['control_hz'], 1)} Hz, "
+        f"{summary['deadline_misses']} deadline misses",
+        f"latency      plan p50 {_number(plan['p50'])} ms, p99 {_number(plan['p99'])} ms; frame to "
+        f"command p50 {_number(whole['p50'])} ms, p99 {_number(whole['p99'])} ms",
+        f"frames       {summary['frames_received']} received of "
+        f"{summary['frames_published']} published",
+        f"bundle       {summary['bundle_sha256'][:16]} on {summary['backend']}",
+        f"report       {out / 'report.html'}",
+        f"bag          {out / 'bag'}",
+        "The robot is simulated; nothing of this has run on hardware.",
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
+    sys.stdout.flush()
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
