@@ -108,11 +108,13 @@ def _towards(joints: Joints, wanted: Sequence[float], step: float) -> Joints:
     return a, b, c, d
 
 
-def driver_step(state: DriverState, time_s: float, dt: float) -> DriverState:
+def driver_step(
+    state: DriverState, time_s: float, dt: float, timeout_s: float = COMMAND_TIMEOUT_S
+) -> DriverState:
     """Advance the reference from ``time_s`` by ``dt`` seconds; the result's joints are the targets.
 
     Velocities are limited to ``MAX_TIP_SPEED`` and ``MAX_TIP_ACCELERATION`` an axis and to
-    ``TIP_BOUNDS``; ``COMMAND_TIMEOUT_S`` after the last velocity command the driver brakes. A
+    ``TIP_BOUNDS``; ``timeout_s`` after the last velocity command the driver brakes. A
     trajectory ends at rest by itself and is replaced by the next command of either kind.
     """
     wanted, since = state.wanted, state.wanted_since
@@ -131,7 +133,7 @@ def driver_step(state: DriverState, time_s: float, dt: float) -> DriverState:
         joints = _towards(state.joints, trajectory.at(time_s + dt - start), MAX_JOINT_VELOCITY * dt)
         tip, velocity, wanted = tip_for_joints(joints), (0.0, 0.0), (0.0, 0.0)
     else:
-        if time_s - since >= COMMAND_TIMEOUT_S - 1e-9:
+        if time_s - since >= timeout_s - 1e-9:
             wanted = (0.0, 0.0)
         step = MAX_TIP_ACCELERATION * dt
         vx, vy = _slew(velocity[0], wanted[0], step), _slew(velocity[1], wanted[1], step)

@@ -82,7 +82,7 @@ def record_episode(
         tip[step], fell[step], zone[step] = sim.tip(), sim.fell(), sim.in_zone()
         if frame_every and step % frame_every == 0:
             frame_steps.append(step)
-            frames.append(sim.render().copy())
+            frames.append(sim.render())
         if step % COMMAND_STEPS == phase:
             command = behaviour.act(sim, rng)
             sim.command_tip_velocity(command)

@@ -108,7 +108,8 @@ class SimulatorModel:
             at = now + tick * TICK_S
             driver = replace(driver, pending=((at, (vx, vy)),))
             for step in range(STEPS_PER_TICK):
-                driver = driver_step(driver, at + step * DRIVER_STEP_S, DRIVER_STEP_S)
+                time_s = at + step * DRIVER_STEP_S
+                driver = driver_step(driver, time_s, DRIVER_STEP_S, self._sim.command_timeout_s)
                 targets[tick * STEPS_PER_TICK + step] = driver.joints
         return targets
 

@@ -137,7 +137,7 @@ def run_episode(
     act_ms: list[float] = []
     while not keeper.done:
         stamp = START_NS + round(sim.time_s * NS)
-        frame = sim.render().copy() if policy.uses_frames else None
+        frame = sim.render() if policy.uses_frames else None
         observation = Observation(stamp, frame, sim.joint_positions(), tuple(applied))
         began = time.perf_counter()
         command = np.asarray(policy.act(observation), dtype=np.float64)

@@ -61,7 +61,8 @@ class TabletopSim:
     Args:
         camera_size: width and height of rendered frames in pixels.
         render: False builds no OpenGL context, and ``render()`` is refused.
-        actuation_delay_s: time from a command to its effect, a multiple of 0.01 s in effect.
+        actuation_delay_s: time from a command to its effect, rounded up to the driver's 0.01 s.
+        command_timeout_s: time after a velocity command at which the driver brakes by itself.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TabletopSim:
         camera_size: tuple[int, int] = (320, 240),
         render: bool = True,
         actuation_delay_s: float = 0.0,
+        command_timeout_s: float = COMMAND_TIMEOUT_S,
     ) -> None:
         if not 0.0 <= actuation_delay_s <= 2.0:
             raise WmError(
@@ -76,10 +78,11 @@ class TabletopSim:
             )
         self.camera_size = camera_size
         self.actuation_delay_s = actuation_delay_s
+        self.command_timeout_s = command_timeout_s
         self.model = mujoco.MjModel.from_xml_string(scene.scene_xml(*camera_size))
         self.data = mujoco.MjData(self.model)
         self._renders = render
-        self._renderer: mujoco.Renderer | None = None
+        self._camera: SceneCamera | None = None
         self._mug_body = self.model.body("mug").id
         self._mug_qpos = int(self.model.joint("mug").qposadr[0])
         self._mug_mass = float(self.model.body_mass[self._mug_body])
@@ -104,7 +107,7 @@ class TabletopSim:
         self.driver = driver_at(tip_x, tip_y)
         self.data.qpos[:4] = self.driver.joints
         self.data.ctrl[:] = self.driver.joints
-        self._place_mug(mug_x, mug_y, yaw)
+        self.data.qpos[self._mug_qpos :] = _standing(mug_x, mug_y, yaw)
         self.driver_steps = 0
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_step(self.model, self.data, 100)  # the mug settles on its feet
@@ -130,10 +133,6 @@ class TabletopSim:
         model.cam_quat[0] = _look_at(position, target)
         mujoco.mj_setConst(model, self.data)
 
-    def _place_mug(self, x: float, y: float, yaw: float) -> None:
-        at = self._mug_qpos
-        self.data.qpos[at : at + 7] = [x, y, 0.0, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
-
     # ---- commands --------------------------------------------------------------------------
 
     def command_tip_velocity(
@@ -142,7 +141,7 @@ class TabletopSim:
         """Ask for a tip velocity (2,) in m/s in the table plane.
 
         It takes effect after ``actuation_delay_s + delay_s`` and is clipped to 0.25 m/s an axis.
-        Without a further command the driver brakes 0.2 s later.
+        Without a further command the driver brakes ``command_timeout_s`` later.
 
         Raises:
             WmError: a value is not finite.
@@ -195,7 +194,9 @@ class TabletopSim:
         if steps < 0 or abs(steps * DRIVER_STEP_S - duration_s) > 1e-6:
             raise ValueError(f"advance({duration_s}): not a multiple of {DRIVER_STEP_S} s")
         for _ in range(steps):
-            self.driver = driver_step(self.driver, self.time_s, DRIVER_STEP_S)
+            self.driver = driver_step(
+                self.driver, self.time_s, DRIVER_STEP_S, self.command_timeout_s
+            )
             self.data.ctrl[:] = self.driver.joints
             mujoco.mj_step(self.model, self.data, PHYSICS_PER_DRIVER_STEP)
             self.driver_steps += 1
@@ -246,14 +247,7 @@ class TabletopSim:
         """Return the camera's picture, uint8 RGB (height, width, 3)."""
         if not self._renders:
             raise WmError("this simulator was built with render=False; it has no camera.")
-        if self._renderer is None:
-            width, height = self.camera_size
-            self._renderer = mujoco.Renderer(self.model, height, width)
-        # A step leaves the poses of bodies where they were before it.
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
-        self._renderer.update_scene(self.data, camera="front")
-        return np.asarray(self._renderer.render(), dtype=np.uint8)
+        return self._picture(self.data.qpos)
 
     def render_goal(
         self,
@@ -265,14 +259,27 @@ class TabletopSim:
 
         The mug keeps its yaw and the arm its pose unless they are given.
         """
-        kept = self.save()
-        try:
-            self._place_mug(*mug, self.mug_pose()[3] if yaw is None else yaw)
-            if tip is not None:
-                self.data.qpos[:4] = joints_for_tip(*tip)
-            return self.render()
-        finally:
-            self.restore(kept)
+        return self._picture(self.goal_pose(mug, yaw, tip))
+
+    def goal_pose(
+        self,
+        mug: tuple[float, float],
+        yaw: float | None = None,
+        tip: tuple[float, float] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return the generalised positions (11,) of the scene that ``render_goal`` pictures."""
+        qpos = np.array(self.data.qpos)
+        qpos[self._mug_qpos :] = _standing(*mug, self.mug_pose()[3] if yaw is None else yaw)
+        if tip is not None:
+            qpos[:4] = joints_for_tip(*tip)
+        return qpos
+
+    def _picture(self, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
+        if not self._renders:
+            raise WmError("this simulator was built with render=False; it has no camera.")
+        if self._camera is None:
+            self._camera = SceneCamera(self.model, self.camera_size)
+        return self._camera.picture(qpos)
 
     # ---- snapshots -------------------------------------------------------------------------
 
@@ -293,9 +300,40 @@ class TabletopSim:
 
     def close(self) -> None:
         """Free the OpenGL context, if there is one."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
+
+
+class SceneCamera:
+    """Renders poses of the scene. It belongs to the thread that builds it, as OpenGL does.
+
+    Args:
+        model: of the simulator; what ``reset`` changes in it shows in the next picture.
+        size: width and height in pixels, at most those that the model was built for.
+    """
+
+    def __init__(self, model: mujoco.MjModel, size: tuple[int, int]) -> None:
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._renderer = mujoco.Renderer(model, size[1], size[0])
+
+    def picture(self, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return a fresh picture, uint8 RGB (height, width, 3), of generalised positions (11,)."""
+        self._data.qpos[:] = qpos
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        self._renderer.update_scene(self._data, camera="front")
+        return np.asarray(self._renderer.render(), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._renderer.close()
+
+
+def _standing(x: float, y: float, yaw: float) -> list[float]:
+    """Pose of a mug that stands on the table, as generalised positions (7,)."""
+    return [x, y, 0.0, float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
 
 
 def has_fallen(z: ArrayLike, qx: ArrayLike, qy: ArrayLike) -> NDArray[np.bool_]:
