@@ -159,9 +159,8 @@ class ProcessGroup:
             WmError: one has ended; with its last words.
         """
         for child in self._children:
-            status = child.process.poll()
-            if status is not None:
-                how = _how_it_ended(status)
+            how = _how_it_ended(child.process.pid)
+            if how is not None:
                 said = last_fault(child.log) or last_line(child.log)
                 raise WmError(
                     f"the process {child.name} {how}; its log is {child.log}"
@@ -192,18 +191,17 @@ class ProcessGroup:
 
     def _signal(self, number: int) -> None:
         for child in self._children:
-            # A child that has ended may have left grandchildren in its group. Its group id stays
-            # ours only until it is reaped, so groups of reaped children are not signalled.
-            if child.process.returncode is None:
-                try:
-                    os.killpg(child.process.pid, number)
-                except ProcessLookupError:
-                    continue
+            # None is reaped before the end of stop(), so the number of its group, in which it may
+            # have left children of its own, is still theirs.
+            try:
+                os.killpg(child.process.pid, number)
+            except ProcessLookupError:
+                continue
 
     def _wait(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if all(child.process.poll() is not None for child in self._children):
+            if all(_how_it_ended(child.process.pid) is not None for child in self._children):
                 return True
             time.sleep(0.02)
         return False
@@ -220,10 +218,14 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
     return ask_kernel
 
 
-def _how_it_ended(status: int) -> str:
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended by itself with status {status}"
+def _how_it_ended(pid: int) -> str | None:
+    """Say how a child ended, None while it runs; the child is not reaped."""
+    state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if state is None:
+        return None
+    if state.si_code == os.CLD_EXITED:
+        return f"ended by itself with status {state.si_status}"
+    return f"was killed by {signal.Signals(state.si_status).name}"
 
 
 def _tail(log: Path) -> list[str]:
