@@ -203,8 +203,6 @@ class Gate:
         inputs, safety = self._inputs, self._profile.safety
         age_s = (ros_ns - stamp_ns) / _NS if stamp_ns else 0.0
         values = np.array(values, dtype=np.float64)
-        if stamp_ns and stamp_ns == inputs.newest_stamp_ns:
-            return  # the same command again does not make it any fresher
         if not np.isfinite(values).all():
             fault = _Fault(Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}")
         elif frame_id != self._profile.action.frame_id:
@@ -218,6 +216,8 @@ class Gate:
             fault = _Fault(Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival")
         elif stamp_ns and stamp_ns < inputs.newest_stamp_ns:
             fault = _Fault(Reason.COMMAND_OLD, "older than the command before it")
+        elif stamp_ns and stamp_ns == inputs.newest_stamp_ns:
+            return  # the same command again does not make it any fresher
         else:
             inputs.newest_stamp_ns = stamp_ns or inputs.newest_stamp_ns
             if inputs.pending is None:
