@@ -65,7 +65,7 @@ class Joints(_Part):
     topic: Topic
     names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
     unit: JointUnit | tuple[JointUnit, ...] = "rad"
-    """One unit for all joints, or one a joint ("1": a share, such as a hand's 0 open to 1 shut)."""
+    """One unit for all joints, or one a joint ("1": a share of its range)."""
     lower: tuple[Finite, ...]
     upper: tuple[Finite, ...]
     max_velocity: tuple[Positive, ...]
