@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +15,7 @@ from wm_node.sim.tabletop import SceneCamera
 
 Picture = NDArray[np.uint8]
 START_S = 30.0
+BACKLOG = 3  # frames, so that a hiccup of the machine costs delay and no frame
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,21 @@ class FrameThread:
     """Owns the camera's OpenGL context.
 
     Args:
-        model: whose pictures are taken.
-        size: width and height of a frame in pixels.
-        model_lock: held while the model is read; whoever changes the model holds it too.
+        make_camera: builds the camera, in this thread.
+        model_lock: held while the scene is read; whoever resets the simulator holds it too.
 
     Raises:
         WmError: there is no working OpenGL.
     """
 
-    def __init__(
-        self, model: mujoco.MjModel, size: tuple[int, int], model_lock: threading.Lock
-    ) -> None:
+    def __init__(self, make_camera: Callable[[], SceneCamera], model_lock: threading.Lock) -> None:
         self.rendered = 0
         self.skipped = 0
-        """Frames that were due while the one before was still being rendered."""
+        """Frames that were due while ``BACKLOG`` others were still waiting."""
         self.fault: str | None = None
-        self._model, self._size, self._lock = model, size, model_lock
+        self._make_camera, self._lock = make_camera, model_lock
         self._requests: queue.Queue[_Request | threading.Event | None] = queue.Queue()
-        self._busy = threading.Event()
+        self._room = threading.Semaphore(BACKLOG)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
         self._thread.start()
@@ -57,11 +54,10 @@ class FrameThread:
             )
 
     def offer_frame(self, pose: NDArray[np.float64], publish: Callable[[Picture], None]) -> None:
-        """Render a pose (11,) and pass the picture to ``publish``; skip it while busy."""
-        if self._busy.is_set():
+        """Render a pose (11,) and publish the picture; skipped with too many waiting."""
+        if not self._room.acquire(blocking=False):
             self.skipped += 1
             return
-        self._busy.set()
         self._requests.put(_Request(pose, publish, is_frame=True))
 
     def request(self, pose: NDArray[np.float64], publish: Callable[[Picture], None]) -> None:
@@ -82,7 +78,7 @@ class FrameThread:
 
     def _run(self) -> None:
         try:
-            camera = SceneCamera(self._model, self._size)
+            camera = self._make_camera()
         except Exception as error:  # MuJoCo and PyOpenGL raise many kinds
             self.fault = f"{type(error).__name__}: {error}"
             return
@@ -98,7 +94,7 @@ class FrameThread:
                 request.publish(picture)
                 if request.is_frame:
                     self.rendered += 1
-                    self._busy.clear()
+                    self._room.release()
         except Exception as error:  # told by the node's diagnostics; the thread has no caller
             self.fault = f"{type(error).__name__}: {error}"
         finally:

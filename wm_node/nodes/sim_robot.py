@@ -17,7 +17,6 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PointStamped, PoseStamped, TwistStamped
 from rclpy.parameter import Parameter
@@ -132,7 +131,7 @@ class SimRobot(ManagedNode):
         self._steps = 0
         self._slipped_steps = 0
         self._announce(profile)
-        self._frames = FrameThread(self._sim.model, size, self._model_lock)
+        self._frames = FrameThread(self._sim.make_camera, self._model_lock)
         self._begin_episode(int(self._value("seed")))
 
     def _announce(self, profile: RobotProfile) -> None:
@@ -331,7 +330,7 @@ class SimRobot(ManagedNode):
         if self._steps * STEP_NS >= self._next_frame_ns and self._frames is not None:
             self._next_frame_ns += self._frame_period_ns
             self._frames.offer_frame(
-                np.array(sim.data.qpos),
+                sim.pose(),
                 lambda picture: self._publish_image(self._image_publisher, stamp_ns, picture),
             )
         elapsed_s = (self._steps - self._episode_started) * DRIVER_STEP_S

@@ -261,6 +261,14 @@ class TabletopSim:
         """
         return self._picture(self.goal_pose(mug, yaw, tip))
 
+    def make_camera(self) -> SceneCamera:
+        """Build a camera of this scene for the calling thread, also with ``render=False``."""
+        return SceneCamera(self.model, self.camera_size)
+
+    def pose(self) -> NDArray[np.float64]:
+        """Return the generalised positions (11,): four joints, then the mug's pose."""
+        return np.array(self.data.qpos)
+
     def goal_pose(
         self,
         mug: tuple[float, float],
@@ -278,7 +286,7 @@ class TabletopSim:
         if not self._renders:
             raise WmError("this simulator was built with render=False; it has no camera.")
         if self._camera is None:
-            self._camera = SceneCamera(self.model, self.camera_size)
+            self._camera = self.make_camera()
         return self._camera.picture(qpos)
 
     # ---- snapshots -------------------------------------------------------------------------
