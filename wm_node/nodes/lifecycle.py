@@ -7,6 +7,7 @@ exits 0; launch files run it when ``autostart`` is true.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -76,8 +77,18 @@ class Caller:
             self._watch()
             self._executor.spin_once(timeout_sec=min(0.05, seconds))
 
-    def call(self, kind: type, name: str, request: Any, timeout_s: float = 10.0) -> Any:
+    def call(
+        self,
+        kind: type,
+        name: str,
+        request: Any,
+        timeout_s: float = 10.0,
+        resend_s: float = math.inf,
+    ) -> Any:
         """Call a service and return its response.
+
+        A server answers only clients that it has discovered, so the first request to a new process
+        can stay without an answer: one that may be repeated is sent again every ``resend_s``.
 
         Raises:
             WmError: no such service appears, or it does not answer in time.
@@ -89,17 +100,28 @@ class Caller:
         self.spin_until(
             client.service_is_ready, DISCOVERY_S, f"the service '{name}' did not appear"
         )
-        future = client.call_async(request)
+        futures: list[Any] = []
+        due = time.monotonic()
+
+        def answered() -> bool:
+            nonlocal due
+            if time.monotonic() >= due:
+                futures.append(client.call_async(request))
+                due = time.monotonic() + resend_s
+            return any(future.done() for future in futures)
+
         try:
-            self.spin_until(future.done, timeout_s, f"the service '{name}' did not answer")
+            self.spin_until(answered, timeout_s, f"the service '{name}' did not answer")
         finally:
-            if not future.done():
-                client.remove_pending_request(future)
-        return future.result()
+            for future in futures:
+                if not future.done():
+                    client.remove_pending_request(future)
+        return next(future.result() for future in futures if future.done())
 
     def state(self, name: str) -> str:
         """Return the label of a node's lifecycle state, such as ``inactive``."""
-        response = self.call(GetState, f"{name}/get_state", GetState.Request())
+        request = GetState.Request()
+        response = self.call(GetState, f"{name}/get_state", request, resend_s=1.0)
         return str(response.current_state.label)
 
     def change(self, name: str, transition: str) -> None:
