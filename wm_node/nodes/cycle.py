@@ -127,14 +127,14 @@ class Limits:
 @dataclass
 class _GoalState:
     goal: Goal | None = None
-    target: Floats | None = None  # labelled values of the goal, read from its picture if need be
     reached: bool = False
 
 
 class ControlCycle:
     """Plans in the inference thread.
 
-    Goal, weights and limits may be set from any thread at any time; they count from the next cycle.
+    Goal, weights, limits and ``use_proposal`` may be set from any thread at any time; they count
+    from the next cycle.
 
     Args:
         foresight: model, context and thread.
@@ -158,6 +158,7 @@ class ControlCycle:
         self.objective = Objective(profile)
         self.weights = Weights.of(profile)
         self.limits = Limits()
+        self.use_proposal = True
         self.latency_s = latency_s
         self.latency_ns = round(latency_s * 1e9)
         self.plan_ms = Samples()
@@ -259,8 +260,9 @@ class ControlCycle:
         )
 
     def _plan(self, context: Context, goal: Goal) -> Plan:
+        model = self._foresight.model
         return self.planner.plan(
-            self._foresight.model,
+            model,
             context,
             goal,
             self.schedule.committed(
@@ -271,6 +273,7 @@ class ControlCycle:
             ),
             self.latency_s,
             self.weights,
+            model.propose_for(context, goal) if self.use_proposal else None,
         )
 
     def _going_on(
@@ -298,20 +301,15 @@ class ControlCycle:
 
     def _is_reached(self, state: _GoalState, observation: Observation, context: Context) -> bool:
         """Whether to hold; the goal is left again only when the scene is clearly off it."""
-        model, limits = self._foresight.model, self.limits
-        assert state.goal is not None
-        now = self.objective.goal_values(model.read(observation.latent))
-        if now.size:
-            if state.target is None:
-                state.target = state.goal.state
-            if state.target is None:
-                assert state.goal.latent is not None
-                state.target = self.objective.goal_values(model.read(state.goal.latent))
-            away = float(np.linalg.norm(now - state.target)) / self.objective.tolerance
+        model, limits, goal = self._foresight.model, self.limits, state.goal
+        assert goal is not None
+        if goal.state is not None:
+            now = self.objective.goal_values(model.read(observation.latent))
+            away = float(np.linalg.norm(now - goal.state)) / self.objective.tolerance
             state.reached = away < (limits.resume if state.reached else limits.reached)
         else:
             brake = brake_actions(self.profile, self.rest(context))
-            to_go = model.rollout(context, brake[None], state.goal.latent).time_to_goal[0, 0]
+            to_go = model.rollout(context, brake[None], goal.latent).time_to_goal[0, 0]
             share = limits.resume / limits.reached if state.reached else 1.0
             state.reached = bool(to_go < limits.reached_steps * share)
         return state.reached

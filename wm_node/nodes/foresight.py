@@ -24,7 +24,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.imagination import Imagination
 from wm_node.nodes.inference import InferenceWorker, Samples
 from wm_node.planning.context import NotReady, ObservationBuffer
-from wm_node.planning.world_model import Context, Outcomes, WorldModel
+from wm_node.planning.world_model import Context, Goal, Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile
 
 Floats = NDArray[np.float32]
@@ -85,12 +85,12 @@ class Listeners:
     Attributes:
         outcomes: stamp, outcomes and cost (N,) or None, of plans and of requested candidates.
         picture: stamp and imagination picture.
-        refused: one sentence about an input that cannot be used.
+        refused: one sentence about an input that cannot be used, and the name of its count.
     """
 
     outcomes: Callable[[int, Outcomes, NDArray[np.float64] | None], None]
     picture: Callable[[int, Frame], None]
-    refused: Callable[[str], None]
+    refused: Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Foresight:
         """Encode these frames and, if they are the newest, run a control cycle on them."""
         self.worker.put(self._ticks, tick)
 
-    def submit_goal(self, message: Any, done: Callable[[Floats], None]) -> None:
-        """Encode a goal picture of the first camera; ``done`` gets its latent."""
+    def submit_goal(self, message: Any, done: Callable[[Goal], None]) -> None:
+        """Encode a goal picture of the first camera; ``done`` gets the goal, in the thread."""
         self.worker.put(self._goals, (message, done))
 
     def submit_candidates(self, stamp_ns: int, actions: Floats) -> None:
@@ -219,7 +219,7 @@ class Foresight:
             }
             latent = self.model.encode(frames)
         except WmError as error:
-            self._listeners.refused(str(error))
+            self._listeners.refused(str(error), "frames_refused")
             self._tell_failed(tick, error)
             return
         except Exception as error:
@@ -257,15 +257,15 @@ class Foresight:
         predicted = self.model.rollout(past, actions[None]).latents[0, 0]
         return self.model.surprise(predicted, latent, 1)
 
-    def _encode_goal(self, item: tuple[Any, Callable[[Floats], None]]) -> None:
+    def _encode_goal(self, item: tuple[Any, Callable[[Goal], None]]) -> None:
         message, done = item
         camera = self.profile.cameras[0]
         try:
-            latent = self.model.encode({camera.name: model_frame(message, camera)})
+            goal = self.model.picture_goal({camera.name: model_frame(message, camera)})
         except WmError as error:
-            self._listeners.refused(f"the goal picture is refused: {error}")
+            self._listeners.refused(f"the goal picture is refused: {error}", "")
             return
-        done(latent)
+        done(goal)
 
     def _roll_out(self, request: CandidateRequest) -> None:
         """Roll out one chunk; the rest waits for its turn, so that frames go first."""
@@ -273,7 +273,8 @@ class Foresight:
             context = self.buffer.context(request.stamp_ns)
             if isinstance(context, NotReady):
                 self._listeners.refused(
-                    f"candidates are refused: no context at their stamp yet ({context.reason})."
+                    f"candidates are refused: the context at their stamp lacks {context.reason}.",
+                    "candidates_refused",
                 )
                 return
             request.context = context
@@ -314,7 +315,7 @@ class Foresight:
         self._listeners.picture(tick.stamp_ns, picture)
 
     def _failed(self, slot: str, error: Exception) -> None:
-        self._listeners.refused(f"the engine failed on a {slot}: {error!r}.")
+        self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")
 
 
 def model_frame(message: Any, camera: Camera) -> Frame:

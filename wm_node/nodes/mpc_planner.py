@@ -1,0 +1,572 @@
+"""``/mpc_planner``: one command a control tick, at a fixed latency after its frame.
+
+It lives in the process of ``/world_model``, whose inference thread does the planning
+(:mod:`wm_node.nodes.cycle`). A cycle begins with the frame of its tick. Its command is published
+when it is to take effect, ``latency_s`` after the frame, neither earlier nor later, so that the
+model's assumption about delay holds. A cycle that is late is bridged by the shifted previous plan,
+marked ``late`` in its verdict. What the planner owes the gate is told in
+:mod:`wm_node.nodes.safety_gate`.
+
+Goals: the parameter ``goal_state`` (labelled values; empty: no goal) or a picture on ``goal_image``
+(an empty one, 0 x 0: no goal); the newest counts. Without a goal, and at it, the robot holds.
+
+Publishes ``~/command``, ``~/verdict`` (with ``plan_ms``, ``frame_to_command_ms`` and ``late`` of
+the cycle), ``~/heartbeat``; ``~/plan`` (Path of the tool, or JointTrajectory for joint actions) and
+``~/markers`` (predicted paths and the goal) while somebody listens; ``/diagnostics``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nav_msgs.msg import Path
+from numpy.typing import NDArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.duration import Duration
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import MarkerArray
+
+from wm_node.errors import WmError
+from wm_node.nodes.common import (
+    COMMAND_QOS,
+    ERROR,
+    HEARTBEAT_QOS,
+    OK,
+    RELIABLE_QOS,
+    WARN,
+    Diagnostics,
+    ManagedNode,
+    command_message,
+    message_class,
+    qos_overrides,
+    set_stamp,
+    steady_clock,
+)
+from wm_node.nodes.cycle import ControlCycle, Decision, Limits
+from wm_node.nodes.drawing import plan_markers, plan_path, plan_trajectory
+from wm_node.nodes.foresight import Foresight, Tick
+from wm_node.nodes.handover import CallbackWatch, Outbox
+from wm_node.nodes.inference import Samples
+from wm_node.nodes.pointcloud import pack
+from wm_node.planning.objective import Goal, Weights
+from wm_node.planning.planner import PlannerConfig
+from wm_node.profile import RobotProfile
+from wm_node.safety.reasons import ORDINARY, Reason
+
+if TYPE_CHECKING:
+    from wm_node.nodes.world_model import WorldModelNode
+
+HEARTBEAT_PERIOD_S = 0.03
+LATE_WINDOW = 10  # cycles over which late ones are counted
+FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
+FIXED = ("candidates", "iterations", "seed", "latency_s", "hand_over_s")
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A cycle whose command is to be published at ``due_ns`` of the steady clock."""
+
+    tick: Tick
+    due_ns: int
+
+
+class MpcPlannerNode(ManagedNode):
+    """The ROS side of :class:`~wm_node.nodes.cycle.ControlCycle`."""
+
+    def __init__(self, world: WorldModelNode) -> None:
+        # A launch file may rename the process's nodes all at once; this one keeps its own name.
+        super().__init__("mpc_planner", cli_args=["--ros-args", "-r", "__node:=mpc_planner"])
+        self._world = world
+        self._cycle: ControlCycle | None = None
+        self._foresight: Foresight | None = None
+        self._parts: list[Callable[[], None]] = []
+        self._watch = CallbackWatch()
+        self._diagnostics = Diagnostics(self, "control")
+        self.add_on_set_parameters_callback(self._accept)
+        self.add_post_set_parameters_callback(self._apply)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._due: deque[_Due] = deque()
+        self._decisions: dict[int, Decision] = {}
+        self._latest: Decision | None = None
+        self._said_reason: Reason | None = None
+        self._cycle_reason, self._detail = Reason.CONTEXT_EMPTY, ""
+        self._plan_stamp_ns = 0
+        self._late: deque[bool] = deque(maxlen=LATE_WINDOW)
+        self._late_mode = False
+        self._surprises: deque[float] = deque(maxlen=3)
+        self._frame_to_command_ms, self._ready_ms = Samples(), Samples()
+        self._counts = {
+            "cycles": 0,
+            "deadline_misses": 0,
+            "plans": 0,
+            "plans_late": 0,
+            "commands": 0,
+            "goals": 0,
+            "goals_refused": 0,
+        }
+
+    # Lifecycle.
+
+    def configure(self) -> None:
+        """Take model and thread from ``/world_model``, set up search, topics and parameters."""
+        foresight = self._world.foresight
+        if foresight is None:
+            raise WmError(f"configure '{self._world.get_name()}' first: it holds the model.")
+        profile = foresight.profile
+        config = self._declare_search()
+        latency_s = self.declare(
+            "latency_s",
+            0.1,
+            "from a frame's stamp to the effect of the command planned from it, s",
+            minimum=0.01,
+            maximum=1.0,
+        )
+        self.declare(
+            "hand_over_s",
+            0.012,
+            "from sending a command to its effect through the gate, s; so much earlier it is sent",
+            minimum=0.0,
+            maximum=0.5,
+        )
+        shadow = self.declare("shadow", False, "run everything, command nothing")
+        if profile.action.rate_hz < 0.99 * profile.model.tick_rate_hz and not shadow:
+            raise WmError(
+                f"profile '{profile.name}' commands at {profile.action.rate_hz:g} Hz, but its "
+                f"model plans at {profile.model.tick_rate_hz:g} Hz; command at that rate or faster."
+            )
+        self._start_anew()
+        outbox = Outbox(self)
+        self._parts.append(outbox.close)
+        cycle = ControlCycle(
+            foresight,
+            config,
+            latency_s,
+            lambda decision: outbox.post(partial(self._watch(self._on_decision), decision)),
+            seed=int(self.get_parameter("seed").value),
+        )
+        self._declare_live(profile)
+        foresight.prepare((config.candidates,))
+        self._foresight, self._cycle = foresight, cycle
+        self._open_topics(profile)
+        self._apply([])
+        goal = self.declare_vector(
+            "goal_state", [], f"goal values of {_goal_names(profile)}; empty: no goal, hold"
+        )
+        self._set_goal_state(goal)
+        self._world.on_tick = self._on_tick
+        self._parts.append(self._let_go)
+
+    def _declare_search(self) -> PlannerConfig:
+        default, most = PlannerConfig(), 65536
+        self.declare("seed", 0, "of the search's random numbers", minimum=0)
+        return replace(
+            default,
+            candidates=self.declare(
+                "candidates", default.candidates, "candidates an iteration", minimum=4, maximum=most
+            ),
+            iterations=self.declare(
+                "iterations", default.iterations, "refinements of a plan", minimum=1, maximum=100
+            ),
+        )
+
+    def _declare_live(self, profile: RobotProfile) -> None:
+        """Declare what may change while the node runs; bounds are in the descriptors."""
+        self.declare("use_proposal", True, "let the learned proposal be among the candidates")
+        default = Limits()
+        for name, value, text in (
+            ("surprise_limit", default.surprise, "surprise that is too much; 1 is usual"),
+            ("uncertainty_limit", 10.0, "uncertainty that is too much; 1 is usual"),
+            ("goal_reached", default.reached, "hold within so many tolerances of the goal"),
+            ("goal_resume", default.resume, "move again beyond so many tolerances"),
+            ("goal_reached_steps", default.reached_steps, "hold so few model steps from a picture"),
+        ):
+            self.declare(name, value, text, minimum=1e-3, maximum=1e6)
+        for name, least, text in (
+            ("surprise_cycles", default.surprise_cycles, "surprised cycles in a row that brake"),
+            ("late_limit", 4, f"late cycles of the last {LATE_WINDOW} that brake"),
+        ):
+            self.declare(name, least, text, minimum=1, maximum=LATE_WINDOW)
+        weights = Weights.of(profile)
+        for field in fields(Weights):
+            self.declare(
+                f"weights.{field.name}",
+                float(getattr(weights, field.name)),
+                f"weight of the objective's term '{field.name}'",
+                minimum=0.0,
+                maximum=1e6,
+            )
+
+    def _open_topics(self, profile: RobotProfile) -> None:
+        options: dict[str, Any] = {"qos_overriding_options": qos_overrides()}
+        joints = profile.action.kind != "twist"
+
+        def publisher(kind: type, topic: str, qos: Any, **more: Any) -> Any:
+            made = self.create_lifecycle_publisher(kind, topic, qos, **more)
+            self._parts.append(partial(self.destroy_lifecycle_publisher, made))
+            return made
+
+        command = message_class(profile.action.message)
+        self._command_topic = publisher(command, "~/command", COMMAND_QOS, **options)
+        self._verdict_topic = publisher(PointCloud2, "~/verdict", COMMAND_QOS)
+        self._heartbeat_topic = publisher(Header, "~/heartbeat", HEARTBEAT_QOS)
+        self._plan_topic = publisher(JointTrajectory if joints else Path, "~/plan", RELIABLE_QOS)
+        self._marker_topic = publisher(MarkerArray, "~/markers", RELIABLE_QOS)
+        goals = self.create_subscription(
+            Image, "goal_image", self._watch(self._on_goal_image), RELIABLE_QOS, **options
+        )
+        self._parts.append(partial(self.destroy_subscription, goals))
+        clock = steady_clock()
+        for period_s, call, autostart in (
+            (HEARTBEAT_PERIOD_S, self._beat, True),
+            (1.0, self._report, True),
+        ):
+            timer = self.create_timer(period_s, self._watch(call), clock=clock, autostart=autostart)
+            self._parts.append(partial(self.destroy_timer, timer))
+        self._alarm = self.create_timer(
+            1.0, self._watch(self._on_alarm), clock=clock, autostart=False
+        )
+        self._parts.append(partial(self.destroy_timer, self._alarm))
+
+    def activate(self) -> None:
+        """Start to plan; the first heartbeat follows at once."""
+        if self._foresight is None or self._foresight is not self._world.foresight:
+            raise WmError(
+                f"'{self._world.get_name()}' was configured anew; clean up and configure "
+                f"'{self.get_name()}' again."
+            )
+        self._start_anew()
+        assert self._cycle is not None
+        self._cycle.schedule.clear()
+        self._foresight.cycle = self._cycle.hooks
+
+    def deactivate(self) -> None:
+        """Tell the gate that commands end, and wait until it knows."""
+        if self._cycle is None or self._foresight is None:
+            return
+        self._foresight.cycle = None
+        self._due.clear()
+        self._alarm.cancel()
+        self._heartbeat(Reason.PLANNER_INACTIVE)
+        self._heartbeat_topic.wait_for_all_acked(FLUSH)
+        self._report()
+
+    def cleanup(self) -> None:
+        """Let go of the model; drop topics and timers."""
+        while self._parts:
+            self._parts.pop()()
+        self._cycle = None
+        self._foresight = None
+
+    def _let_go(self) -> None:
+        self._world.on_tick = None
+        if self._foresight is not None:
+            self._foresight.cycle = None
+
+    # Parameters and goals.
+
+    def _accept(self, parameters: list[Parameter]) -> SetParametersResult:
+        if self._cycle is None:
+            return SetParametersResult(successful=True)
+        for parameter in parameters:
+            if parameter.name in FIXED:
+                reason = f"'{parameter.name}' is fixed once configured; clean up, then set it"
+                return SetParametersResult(successful=False, reason=reason)
+            if parameter.name == "goal_state" and len(parameter.value or ()):
+                names = _goal_names(self._cycle.profile)
+                if len(parameter.value) != len(names):
+                    reason = f"'goal_state' needs {len(names)} values ({', '.join(names)}) or none"
+                    return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _apply(self, parameters: list[Parameter]) -> None:
+        if self._cycle is None:
+            return
+
+        def value(name: str) -> Any:
+            return self.get_parameter(name).value
+
+        names = [field.name for field in fields(Weights)]
+        self._cycle.weights = Weights(**{name: value(f"weights.{name}") for name in names})
+        self._cycle.use_proposal = value("use_proposal")
+        self._cycle.limits = Limits(
+            surprise=value("surprise_limit"),
+            surprise_cycles=value("surprise_cycles"),
+            reached=value("goal_reached"),
+            resume=max(value("goal_resume"), value("goal_reached")),
+            reached_steps=value("goal_reached_steps"),
+        )
+        self._surprises = deque(self._surprises, maxlen=value("surprise_cycles"))
+        if any(parameter.name == "goal_state" for parameter in parameters):
+            self._set_goal_state(self.vector("goal_state"))
+
+    def _set_goal_state(self, values: NDArray[np.float64]) -> None:
+        goal = Goal(state=values.astype(np.float32)) if values.size else None
+        self._set_goal(goal)
+
+    def _set_goal(self, goal: Goal | None) -> None:
+        if self._cycle is None:
+            return
+        self._cycle.set_goal(goal)
+        self._counts["goals"] += goal is not None
+        if goal is None:
+            self._cycle_reason, self._detail = Reason.NO_GOAL, ""
+
+    def _on_goal_image(self, message: Image) -> None:
+        if self._foresight is None or self._cycle is None:
+            return
+        if message.width == 0 or message.height == 0:
+            self._set_goal(None)
+            return
+        self._counts["goals"] += 1
+        self._foresight.submit_goal(message, self._cycle.set_goal)
+
+    # The cycle.
+
+    def _on_tick(self, tick: Tick) -> None:
+        if not self.is_active or self._cycle is None:
+            return
+        now_ns = time.monotonic_ns()
+        age_ns = self._now_ns() - tick.stamp_ns
+        hand_over_s = float(self.get_parameter("hand_over_s").value)
+        wait_ns = self._cycle.latency_ns - age_ns - round(hand_over_s * 1e9)
+        self._due.append(_Due(tick, now_ns + wait_ns))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if not self._due:
+            self._alarm.cancel()
+            return
+        wait_ns = self._due[0].due_ns - time.monotonic_ns()
+        self._alarm.timer_period_ns = max(wait_ns, 10_000)
+        self._alarm.reset()
+
+    def _on_alarm(self) -> None:
+        while self._due and self._due[0].due_ns <= time.monotonic_ns() + 100_000:
+            self._finish(self._due.popleft().tick)
+        self._set_alarm()
+
+    def _on_decision(self, decision: Decision) -> None:
+        """Keep a decision until it is due; one that comes too late still counts as a plan."""
+        if self._cycle is None or not self.is_active:
+            return
+        stamp_ns = decision.tick.stamp_ns
+        self._counts["plans"] += decision.actions is not None
+        self._ready_ms.add(1e-6 * (self._now_ns() - stamp_ns))
+        if any(due.tick.stamp_ns == stamp_ns for due in self._due):
+            self._decisions[stamp_ns] = decision
+            return
+        if decision.actions is not None:
+            self._counts["plans_late"] += 1
+            self._keep(decision)
+
+    def _keep(self, decision: Decision) -> None:
+        self._cycle_reason, self._detail = decision.reason, decision.detail
+        if decision.actions is not None:
+            self._latest = decision
+            self._plan_stamp_ns = self._now_ns()
+        else:
+            self._latest = None
+
+    def _finish(self, tick: Tick) -> None:
+        """A cycle's command is due: send it, or the shifted last one, or say why there is none."""
+        self._counts["cycles"] += 1
+        decision = self._decisions.pop(tick.stamp_ns, None)
+        self._note_late(decision is None)
+        shift = 0
+        if decision is None:
+            decision, shift = self._shifted(tick)
+        else:
+            self._keep(decision)
+            self._surprises.append(decision.surprise)
+        reason = self._reason()
+        self._tell(reason)
+        if decision is None or decision.outcomes is None:
+            return
+        stamp_ns = self._now_ns()
+        latency_ms = 1e-6 * (stamp_ns - tick.stamp_ns)
+        if decision.actions is not None:
+            self._frame_to_command_ms.add(latency_ms)
+        self._verdict_topic.publish(self._verdict(decision, stamp_ns, latency_ms, shift))
+        if reason is Reason.OK and decision.actions is not None:
+            action = decision.actions[shift]
+            self._command_topic.publish(command_message(self._profile, action, stamp_ns))
+            self._counts["commands"] += 1
+        if shift == 0:
+            self._show(decision)
+
+    def _note_late(self, late: bool) -> None:
+        self._counts["deadline_misses"] += late
+        self._late.append(late)
+        if sum(self._late) >= int(self.get_parameter("late_limit").value):
+            self._late_mode = True
+        elif not any(list(self._late)[-LATE_WINDOW // 2 :]):
+            self._late_mode = False
+
+    def _shifted(self, tick: Tick) -> tuple[Decision | None, int]:
+        """The last plan and how many ticks it is to be moved on; None when it does not reach."""
+        latest = self._latest
+        if latest is None or latest.actions is None or self._cycle is None:
+            return None, 0
+        ticks = (tick.stamp_ns - latest.tick.stamp_ns) / (self._profile.model.tick_s * 1e9)
+        shift = round(ticks)
+        if not 0 < shift < len(latest.actions):
+            return None, 0
+        effect_ns = tick.stamp_ns + self._cycle.latency_ns
+        self._cycle.schedule.put(effect_ns, latest.actions[shift])
+        return latest, shift
+
+    def _reason(self) -> Reason:
+        """The first reason that keeps commands from being sent, ``OK`` if there is none."""
+        world, safety = self._world, self._profile.safety
+        now_ns = time.monotonic_ns()
+        if world.joints_fault is not Reason.OK:
+            return world.joints_fault
+        if (now_ns - world.last_frame_ns) * 1e-9 > safety.max_frame_age_s:
+            return Reason.FRAMES_STALE
+        if (now_ns - world.last_joints_ns) * 1e-9 > safety.max_joint_age_s:
+            return Reason.JOINTS_STALE
+        if self._cycle_reason is not Reason.OK:
+            return self._cycle_reason
+        if self._cycle is None or self._cycle.goal is None:
+            return Reason.NO_GOAL
+        if self._late_mode:
+            return Reason.PLAN_LATE
+        return Reason.SHADOW if self.get_parameter("shadow").value else Reason.OK
+
+    # What goes out.
+
+    def _beat(self) -> None:
+        if self._cycle is None or not self.is_active:
+            return
+        reason = self._reason()
+        self._heartbeat(reason)
+        self._tell(reason, beat=False)
+
+    def _heartbeat(self, reason: Reason) -> None:
+        message = Header(frame_id=reason.name)
+        set_stamp(message.stamp, self._plan_stamp_ns)
+        self._heartbeat_topic.publish(message)
+
+    def _tell(self, reason: Reason, beat: bool = True) -> None:
+        """On a change of reason, tell the gate at once, and people."""
+        if reason is self._said_reason:
+            return
+        self._said_reason = reason
+        if beat:
+            self._heartbeat(reason)
+        if reason not in ORDINARY:
+            detail = f" ({self._detail})" if self._detail else ""
+            self.get_logger().warning(
+                f"{reason.name}: {reason.meaning}{detail}; {reason.remedy}.",
+                throttle_duration_sec=1.0,
+            )
+        self._report()
+
+    def _verdict(
+        self, decision: Decision, stamp_ns: int, latency_ms: float, late: int
+    ) -> PointCloud2:
+        """The fields that the gate reads, then figures of this cycle for reports."""
+        outcomes = decision.outcomes
+        assert outcomes is not None
+        assert self._cycle is not None
+        named: dict[str, NDArray[np.floating]] = {
+            f"risk_{name}": outcomes.risk[:1, :, index]
+            for index, name in enumerate(self._profile.event_names)
+        }
+        limit = float(self.get_parameter("uncertainty_limit").value)
+        named["uncertainty"] = outcomes.uncertainty[:1] / limit
+        # One surprised frame may be a glint; the gate hears of what lasts.
+        full = len(self._surprises) == self._surprises.maxlen
+        lasting = min(self._surprises) if full else math.nan
+        for name, value in (
+            ("surprise", lasting / self._cycle.limits.surprise),
+            ("surprise_now", decision.surprise / self._cycle.limits.surprise),
+            ("cost", decision.cost),
+            ("plan_ms", math.nan if late else decision.plan_ms),
+            ("frame_to_command_ms", latency_ms),
+            ("late", float(late)),
+        ):
+            named[name] = np.full(outcomes.uncertainty[:1].shape, value)
+        return pack(named, stamp_ns, self._profile.action.frame_id)
+
+    def _show(self, decision: Decision) -> None:
+        """Publish what tools draw, for those that listen."""
+        profile, stamp_ns, outcomes = self._profile, decision.tick.stamp_ns, decision.outcomes
+        if outcomes is None:
+            return
+        if self._plan_topic.get_subscription_count() > 0:
+            message = None
+            if profile.action.kind == "twist":
+                message = plan_path(profile, outcomes, stamp_ns)
+            elif decision.actions is not None:
+                message = plan_trajectory(profile, decision.actions, stamp_ns)
+            if message is not None:
+                self._plan_topic.publish(message)
+        if self._marker_topic.get_subscription_count() > 0:
+            markers = plan_markers(profile, outcomes, decision.goal, stamp_ns)
+            self._marker_topic.publish(markers)
+
+    def _report(self) -> None:
+        if self._cycle is None or self._foresight is None:
+            return
+        reason = self._said_reason or Reason.CONTEXT_EMPTY
+        if not self.is_active:
+            reason = Reason.PLANNER_INACTIVE
+        level = OK if reason in ORDINARY else WARN
+        if reason is Reason.ENGINE_ERROR:
+            level = ERROR
+        detail = f" ({self._detail})" if self._detail else ""
+        text = f"{reason.name}: {reason.meaning}{detail}"
+        self._diagnostics.report(level, text, self._figures(reason))
+
+    def _figures(self, reason: Reason) -> dict[str, object]:
+        """Key/values of ``mpc_planner: control`` on ``/diagnostics``; counts since activation."""
+        assert self._cycle is not None
+        assert self._foresight is not None
+        cycle, foresight = self._cycle, self._foresight
+        first = self._profile.cameras[0].name
+        return {
+            "reason": reason.name,
+            "remedy": reason.remedy,
+            "detail": self._detail,
+            "bundle_sha256": foresight.bundle.sha256,
+            "backend": foresight.model.engine.name,
+            "frames_received": self._world.frames_received[first],
+            **self._counts,
+            "plan_ms_p50": cycle.plan_ms.percentile(50),
+            "plan_ms_p99": cycle.plan_ms.percentile(99),
+            "frame_to_plan_ms_p50": self._ready_ms.percentile(50),
+            "frame_to_plan_ms_p99": self._ready_ms.percentile(99),
+            "frame_to_command_ms_p50": self._frame_to_command_ms.percentile(50),
+            "frame_to_command_ms_p99": self._frame_to_command_ms.percentile(99),
+            "surprise": foresight.surprise,
+            "cost": self._latest.cost if self._latest is not None else math.nan,
+            "latency_s": cycle.latency_s,
+            "shadow": bool(self.get_parameter("shadow").value),
+            "callback_ms_p99": self._watch.ms.percentile(99),
+            "callback_ms_max": self._watch.worst_ms,
+        }
+
+    @property
+    def _profile(self) -> RobotProfile:
+        assert self._cycle is not None
+        return self._cycle.profile
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+
+def _goal_names(profile: RobotProfile) -> tuple[str, ...]:
+    return profile.objective.goal if profile.objective else ()
