@@ -119,7 +119,7 @@ class Recorder:
         return self.process.wait(20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def domain() -> Iterator[int]:
     with private_domain() as number:
         yield number
@@ -266,12 +266,12 @@ def test_recording_stops_before_the_disk_is_full_and_resumes_with_room(robot, re
         recorder.bag = disk / "bag"
         activate(robot, recorder, min_free_mb=10, resume_margin_mb=1)
         robot.run(0.5)
-        filler.write_bytes(bytes(13_000_000))
+        filler.write_bytes(bytes(16_000_000))
         robot.wait(lambda: bool(robot.statuses) and robot.statuses[-1]["level"] == "2", "no error")
         assert "limit of 10 MB" in robot.statuses[-1]["message"]
         robot.run(0.5)
         filler.unlink()
-        robot.wait(lambda: robot.statuses[-1]["message"] == "recording", "it did not resume")
+        robot.wait(lambda: robot.statuses[-1]["state"] == "recording", "it did not resume")
         robot.run(0.5)
         assert recorder.end() == 0, recorder.log.read_text()
         found = counts(recorder.bag)
