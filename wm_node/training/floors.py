@@ -242,6 +242,17 @@ def hold_commands(
     return held
 
 
+def present_command(
+    profile: RobotProfile, actions: NDArray[np.float32], tick: int
+) -> NDArray[np.float32]:
+    """Return the newest command issued at a tick, (A,), out of (T, A) delayed by dead times."""
+    delays = np.array(profile.action.delay_s or (0.0,) * len(profile.action.names))
+    later = np.ceil(delays / profile.model.tick_s - 1e-6).astype(np.int64)
+    at = np.minimum(tick - 1 + later, len(actions) - 1)
+    command: NDArray[np.float32] = actions[at, np.arange(actions.shape[1])]
+    return command
+
+
 def psnr(image: Images, truth: Images) -> float:
     """Peak signal-to-noise ratio in dB of uint8 images; equal ones give 99."""
     error = float(np.mean((image.astype(np.float32) - truth.astype(np.float32)) ** 2))
