@@ -1,0 +1,228 @@
+"""A bench of real processes: simulated robot, safety gate, and a stand-in for the planner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
+
+from wm_node.cli.processes import node_environment, private_domain
+from wm_node.nodes import common
+from wm_node.nodes.lifecycle import Caller, bring_up
+from wm_node.profile import load_profile
+from wm_node.safety.reasons import Reason
+
+GATE, ROBOT = "/safety_gate", "/sim_robot"
+# Joint speeds in rad/s: below the first the arm stands still, above the second it moves.
+STILL, MOVES = 0.03, 0.1
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A value with the stamp that its header says, in seconds since the epoch."""
+
+    stamp_s: float
+    value: Any
+
+
+def _seconds(header: Any) -> float:
+    return common.stamp_to_ns(header.stamp) / 1e9
+
+
+class Bench:
+    """Starts and ends the processes, and keeps what they publish."""
+
+    def __init__(self, domain: int, folder: Path) -> None:
+        self.environment = node_environment(domain, folder)
+        self.folder = folder
+        self.profile = load_profile("tabletop")
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.node = rclpy.create_node("bench")
+        self.caller = Caller(self.node)
+        self.speeds: list[Timed] = []
+        self.commands: list[Timed] = []
+        self.statuses: list[str] = []
+        self.diagnostics: list[Timed] = []
+        many = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+        subscribe = self.node.create_subscription
+        subscribe(JointState, "joint_states", self._on_joints, many)
+        subscribe(TwistStamped, "command", self._on_command, many)
+        subscribe(DiagnosticStatus, f"{GATE}/status", self._on_status, common.LATCHED_QOS)
+        subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, many)
+
+    def _on_joints(self, message: JointState) -> None:
+        speed = float(np.max(np.abs(message.velocity)))
+        self.speeds.append(Timed(_seconds(message.header), speed))
+        self.positions = dict(zip(message.name, message.position, strict=True))
+
+    def _on_command(self, message: TwistStamped) -> None:
+        linear = message.twist.linear
+        self.commands.append(Timed(_seconds(message.header), float(np.hypot(linear.x, linear.y))))
+
+    def _on_status(self, message: DiagnosticStatus) -> None:
+        self.statuses.append(message.message)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == "safety_gate: gate":
+                self.diagnostics.append(Timed(_seconds(message.header), status))
+
+    # processes
+
+    def start(self, name: str, *words: str) -> None:
+        log = (self.folder / f"{name}.log").open("a")
+        with log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *words],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                cwd=Path(__file__).parents[2],
+            )
+
+    def start_robot(self) -> None:
+        # Few frames: nobody looks, and software rendering would take a core.
+        words = ("-m", "wm_node.nodes.sim_robot", "--ros-args", "-p", "camera_rate:=1.0")
+        self.start("robot", *words)
+        bring_up(self.caller, [ROBOT])
+
+    def start_gate(self, *words: str) -> None:
+        self.start("gate", "-m", "wm_node.nodes.safety_gate", "--ros-args", *words)
+        bring_up(self.caller, [GATE])
+
+    def start_upstream(self, robot: str = "tabletop") -> None:
+        self.start("upstream", str(Path(__file__).with_name("upstream.py")), robot)
+
+    def tell(self, **told: Any) -> None:
+        pipe = self.processes["upstream"].stdin
+        assert pipe is not None
+        pipe.write(json.dumps(told) + "\n")
+        pipe.flush()
+
+    def kill(self, name: str) -> float:
+        """Kill a process with SIGKILL; return when, in seconds since the epoch."""
+        process = self.processes.pop(name)
+        when = time.time()
+        process.kill()
+        process.wait(10)
+        return when
+
+    def end(self, name: str, number: int = signal.SIGTERM) -> int:
+        """End a process; return its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return process.wait(20)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait(10)
+        self.caller.close()
+        self.node.destroy_node()
+
+    # observation
+
+    def wait(self, done: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+        self.caller.spin_until(done, timeout_s, f"{what}; last status {self.statuses[-1:]}")
+
+    def spin(self, seconds: float) -> None:
+        self.caller.spin_for(seconds)
+
+    def trigger(self, name: str) -> Trigger.Response:
+        return self.caller.call(Trigger, name, Trigger.Request())
+
+    def moving(self, speed: float = 0.15) -> list[float]:
+        """Have the arm move steadily towards the middle of its range; return the command."""
+        self.trigger("sim_robot/reset")
+        self.spin(0.1)
+        velocity = [0.0, speed]  # every episode starts on the near side
+        self.tell(values=velocity)
+        self.diagnostics.clear()
+        self.wait(
+            lambda: (
+                len(self.commands) > 15
+                and all(abs(c.value - speed) < 1e-6 for c in self.commands[-15:])
+                and self.speeds[-1].value > MOVES
+            ),
+            "the arm did not move",
+        )
+        return velocity
+
+    def braking_onset(self, speed: float = 0.15) -> float:
+        """Wait for the first command slower than ``speed`` since the last full one; its stamp."""
+        self.wait(lambda: self.commands[-1].value < 1e-6, "the gate did not brake")
+        full = max(i for i, c in enumerate(self.commands) if abs(c.value - speed) < 1e-6)
+        return self.commands[full + 1].stamp_s
+
+    def standstill(self) -> float:
+        """Wait until the arm has stood still for 0.2 s; return since when, in the robot's clock."""
+        self.wait(lambda: all(s.value < STILL for s in self.speeds[-20:]), "the arm did not stop")
+        last = max(i for i, s in enumerate(self.speeds) if s.value >= STILL)
+        return self.speeds[last + 1].stamp_s
+
+    def latched(self) -> bool:
+        """Whether the gate holds until a reset."""
+        state, _, reason = self.statuses[-1].partition(" ")
+        return state == "HOLD" and Reason[reason].latching
+
+    def wait_for_reason(self, reason: str) -> None:
+        self.wait(lambda: self.statuses[-1:] == [f"HOLD {reason}"], f"no HOLD {reason}")
+        self.wait(
+            lambda: any(d.value.message.endswith(reason) for d in self.diagnostics),
+            f"no {reason} on /diagnostics",
+        )
+
+
+@pytest.fixture(scope="module")
+def domain() -> Iterator[int]:
+    with private_domain() as number:
+        yield number
+
+
+@pytest.fixture(scope="module")
+def bench(domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    patch = pytest.MonkeyPatch()
+    one: Bench | None = None
+    folder = tmp_path_factory.mktemp("faults")
+    for key, value in node_environment(domain, folder).items():
+        patch.setenv(key, value)
+    rclpy.init(domain_id=domain)
+    try:
+        one = Bench(domain, folder)
+        yield one
+    finally:
+        if one is not None:
+            one.close()
+        rclpy.shutdown()
+        patch.undo()
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Note a figure in the report that ``WM_FIGURES`` names, a JSON line each."""
+
+    def note(name: str, value: float) -> None:
+        file = os.environ.get("WM_FIGURES")
+        if file:
+            with Path(file).open("a") as stream:
+                stream.write(json.dumps({"test": request.node.name, name: value}) + "\n")
+
+    return note

@@ -1,0 +1,191 @@
+"""Faults on real processes: the simulated robot, the gate, and a stand-in for the planner.
+
+Times are read from the stamps of the gate's commands and of the robot's joint states, both on the
+machine's clock, on which the process is killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from wm_node.errors import WmError
+from wm_node.nodes.lifecycle import bring_up
+
+Note = Callable[[str, float], None]
+
+# The issue's bound, and what the robot needs to answer a command: one period of its joint states.
+ONSET_S = 0.100
+
+
+@pytest.fixture(scope="module")
+def robot(bench: Any) -> Any:
+    bench.start_robot()
+    return bench
+
+
+@pytest.fixture
+def upstream(robot: Any) -> Iterator[Any]:
+    """A gate that is active and not latched, and a planner that is well."""
+    if "gate" not in robot.processes:
+        robot.start_gate()
+    robot.start_upstream()
+    assert robot.trigger("safety_gate/reset").success
+    yield robot
+    if "upstream" in robot.processes:
+        robot.kill("upstream")
+    if "gate" in robot.processes:
+        robot.wait(robot.latched, "the gate did not latch")
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_kill_9_of_the_planner_brakes_within_100_ms(
+    upstream: Any, turn: int, measure: Note
+) -> None:
+    upstream.moving()
+    killed_s = upstream.kill("upstream")
+    onset_s = upstream.braking_onset()
+    still_s = upstream.standstill()
+    measure("onset_ms", 1e3 * (onset_s - killed_s))
+    measure("standstill_ms", 1e3 * (still_s - onset_s))
+    assert onset_s - killed_s <= ONSET_S
+    assert still_s - onset_s <= upstream.profile.safety.stopping_time_s
+    upstream.wait_for_reason("HEARTBEAT_LOST")
+    status = upstream.diagnostics[-1].value
+    assert {v.key: v.value for v in status.values}["latched"] == "True"
+
+    # A planner that comes back does not move the robot until an operator resets the gate.
+    upstream.start_upstream()
+    upstream.tell(values=[0.0, 0.1])
+    upstream.spin(1.5)
+    assert upstream.commands[-1].value == 0.0
+    assert upstream.trigger("safety_gate/reset").success
+    upstream.wait(lambda: upstream.commands[-1].value > 0.09, "the arm did not move after a reset")
+
+
+@pytest.mark.parametrize(
+    ("told", "reason", "limit_s"),
+    [
+        ({"not_finite": True}, "COMMAND_NOT_FINITE", 0.2),
+        ({"risk": 0.9}, "RISK", 0.2),
+        ({"risk": float("nan")}, "UNVERIFIED", 0.2),
+        ({"mute": ["verdict"]}, "UNVERIFIED", 0.3),
+        ({"mute": ["command"]}, "COMMAND_STALE", 0.5),
+        ({"mute": ["heartbeat"]}, "HEARTBEAT_LOST", 0.5),
+        ({"hang": True}, "PLAN_STALE", 0.8),
+        ({"stamp_shift_s": 1.0}, "COMMAND_FUTURE", 0.2),
+        ({"stamp_shift_s": -1.0}, "COMMAND_OLD", 0.2),
+        ({"frame_id": "map"}, "COMMAND_FOREIGN_FRAME", 0.2),
+        ({"reason": "NO_GOAL"}, "NO_GOAL", 0.2),
+    ],
+)
+def test_a_planner_that_misbehaves_is_stopped_with_the_reason(
+    upstream: Any, told: dict[str, Any], reason: str, limit_s: float
+) -> None:
+    values = upstream.moving()
+    began_s = time.time()
+    upstream.tell(values=values, **told)
+    onset_s = upstream.braking_onset()
+    assert onset_s - began_s <= limit_s + ONSET_S
+    assert upstream.standstill() - onset_s <= upstream.profile.safety.stopping_time_s
+    upstream.wait_for_reason(reason)
+
+
+def test_stale_joint_states_stop_the_robot(upstream: Any) -> None:
+    upstream.moving()
+    upstream.processes["robot"].send_signal(signal.SIGSTOP)
+    try:
+        onset_s = upstream.braking_onset()
+        upstream.wait_for_reason("JOINTS_STALE")
+        assert onset_s - upstream.speeds[-1].stamp_s <= 0.1 + ONSET_S
+    finally:
+        upstream.processes["robot"].send_signal(signal.SIGCONT)
+    upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
+
+
+def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any) -> None:
+    upstream.moving()
+    from geometry_msgs.msg import TwistStamped
+
+    intruder = upstream.node.create_publisher(TwistStamped, "command", 1)
+    upstream.braking_onset()
+    upstream.wait_for_reason("SECOND_PUBLISHER")
+    answer = upstream.trigger("safety_gate/reset")
+    assert not answer.success
+    assert "another node" in answer.message
+    upstream.node.destroy_publisher(intruder)
+    upstream.wait(lambda: upstream.trigger("safety_gate/reset").success, "no reset")
+    upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
+
+
+def test_the_operator_stops_and_resets(upstream: Any) -> None:
+    upstream.moving()
+    began_s = time.time()
+    assert upstream.trigger("safety_gate/stop").success
+    assert upstream.braking_onset() - began_s <= ONSET_S
+    upstream.wait_for_reason("OPERATOR_STOP")
+    assert upstream.trigger("safety_gate/reset").success
+    upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
+
+
+def test_deactivation_and_sigterm_make_the_robot_safe_first(upstream: Any) -> None:
+    upstream.moving()
+    upstream.caller.change("/safety_gate", "deactivate")
+    assert upstream.braking_onset() > 0  # the last command that left is zero
+    upstream.standstill()
+    upstream.wait(lambda: upstream.statuses[-1] == "HOLD INACTIVE", "no HOLD INACTIVE")
+    upstream.caller.change("/safety_gate", "activate")
+    upstream.moving()
+    assert upstream.end("gate") == 0
+    assert upstream.commands[-1].value == 0.0 or upstream.braking_onset() > 0
+    upstream.standstill()
+
+
+def test_kill_9_of_the_gate_lets_the_robot_come_to_rest(upstream: Any, measure: Note) -> None:
+    upstream.moving()
+    killed_s = upstream.kill("gate")
+    still_s = upstream.standstill()
+    measure("standstill_ms", 1e3 * (still_s - killed_s))
+    timeout_s = upstream.profile.action.command_timeout_s
+    assert still_s - killed_s <= timeout_s + upstream.profile.safety.stopping_time_s
+
+
+def test_in_shadow_nothing_is_commanded(robot: Any) -> None:
+    if "gate" in robot.processes:
+        robot.end("gate")
+    robot.start_gate("-p", "shadow:=true")
+    robot.start_upstream()
+    robot.commands.clear()
+    robot.tell(values=[0.0, 0.1])
+    robot.wait(lambda: robot.statuses[-1] == "PASS OK", "the shadow gate decides nothing")
+    assert not robot.commands
+    assert robot.end("gate") == 0
+    assert robot.end("upstream") == 0
+
+
+@pytest.mark.parametrize("state", ["unconfigured", "inactive", "active", "deactivated"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_gate_cleanly_in_every_state(bench: Any, state: str, number: int) -> None:
+    bench.start("gate", "-m", "wm_node.nodes.safety_gate")
+    assert bench.caller.state("/safety_gate") == "unconfigured"
+    if state != "unconfigured":
+        bench.caller.change("/safety_gate", "configure")
+    if state in ("active", "deactivated"):
+        bench.caller.change("/safety_gate", "activate")
+    if state == "deactivated":
+        bench.caller.change("/safety_gate", "deactivate")
+    assert bench.end("gate", number) == 0
+
+
+def test_a_bad_profile_fails_configure_with_a_sentence(bench: Any) -> None:
+    words = ("-m", "wm_node.nodes.safety_gate", "--ros-args", "-p", "robot:=nowhere.yaml")
+    bench.start("gate", *words)
+    with pytest.raises(WmError, match="refused to configure"):
+        bring_up(bench.caller, ["/safety_gate"])
+    assert bench.end("gate") == 0
+    said = (bench.folder / "gate.log").read_text()
+    assert "configure failed: cannot read the robot profile nowhere.yaml" in said
