@@ -8,18 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_node.errors import WmError
-from wm_node.planning.world_model import Floats, Outcomes
+from wm_node.planning.world_model import Floats, Goal, Outcomes
 from wm_node.profile import RobotProfile
 
-
-@dataclass(frozen=True)
-class Goal:
-    """Where the scene should be: as labelled values, as the latent of a picture, or both."""
-
-    state: Floats | None = None
-    """(G,) values of the labels in ``profile.objective.goal``."""
-    latent: Floats | None = None
-    """(latent,) of a goal picture."""
+__all__ = ["Goal", "Objective", "Weights"]
 
 
 @dataclass(frozen=True)

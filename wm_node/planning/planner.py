@@ -125,7 +125,8 @@ class MpcPlanner:
             return np.zeros((0, size))  # a constant far position is a jump, not a motion
         # With many joints these would crowd out the samples.
         room = self.config.candidates // 4
-        return self._centre + 0.8 * self._half * directions[:room]
+        candidates: NDArray[np.float64] = self._centre + 0.8 * self._half * directions[:room]
+        return candidates
 
     def shifted(self, stamp_ns: int) -> NDArray[np.float64] | None:
         """Return the previous plan (T, A) moved on to a later stamp; its last action is held.

@@ -31,6 +31,16 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """Where the scene should be: as labelled values, as the latent of a picture, or both."""
+
+    state: Floats | None = None
+    """(G,) values of the labels in ``profile.objective.goal``."""
+    latent: Floats | None = None
+    """(latent,) of a goal picture."""
+
+
+@dataclass(frozen=True)
 class Outcomes:
     """Predicted futures of N candidates; entry h describes the end of step h + 1."""
 
@@ -76,6 +86,9 @@ class WorldModel:
         self._events_trained = np.array(
             [trained is None or name in trained for name in self.profile.event_names], dtype=bool
         )
+        labels = max(len(self.profile.labels), 1)
+        self._label_mean = np.asarray(calibration.get("label_mean", [0.0] * labels), np.float32)
+        self._label_std = np.asarray(calibration.get("label_std", [1.0] * labels), np.float32)
         self._no_goal = np.zeros((1, self.latent_size), dtype=np.float32)
 
     def prepare(self, candidates: tuple[int, ...]) -> None:
@@ -165,7 +178,7 @@ class WorldModel:
             joints=out["future_joints"],
             state=np.zeros((*shape, 0), np.float32) if state is None else state,
             risk=risk,
-            uncertainty=out["uncertainty"] / self._uncertainty_scale,
+            uncertainty=(out["uncertainty"] / self._uncertainty_scale).astype(np.float32),
             time_to_goal=np.full(shape, np.nan, np.float32)
             if goal_latent is None
             else out["time_to_goal"],
@@ -177,6 +190,30 @@ class WorldModel:
             return np.zeros(0, np.float32)
         out: Floats = self.engine.run("read", {"latents": latent[None]})["state"][0]
         return out.copy()
+
+    def picture_goal(self, frames: Frames) -> Goal:
+        """Return the goal of a picture: its latent, and the labels read from it if there are any.
+
+        The heads that read labels were trained with their gradient stopped at the latent.
+        """
+        latent = self.encode(frames)
+        names = self.profile.label_names
+        wanted = self.profile.objective.goal if self.profile.objective else ()
+        state = self.read(latent)
+        known = state.size > 0 and bool(wanted)
+        chosen = state[[names.index(name) for name in wanted]] if known else None
+        return Goal(state=chosen, latent=latent)
+
+    def propose_for(self, context: Context, goal: Goal) -> tuple[Floats, Floats] | None:
+        """Return the proposal's mean and deviation (T, A) for a goal, None without a goal."""
+        if goal.state is None and goal.latent is None:
+            return None
+        state = None
+        if goal.state is not None and self.profile.objective is not None:
+            state = np.zeros(len(self.profile.labels), np.float32)
+            columns = [self.profile.label_names.index(n) for n in self.profile.objective.goal]
+            state[columns] = (goal.state - self._label_mean[columns]) / self._label_std[columns]
+        return self.propose(context, goal.latent, state)
 
     def propose(
         self, context: Context, goal_latent: Floats | None, goal_state: Floats | None
@@ -206,7 +243,8 @@ class WorldModel:
             "decode",
             {"latents": latents, "latent_now": latent_now[None], "frames_now": stacked},
         )["frames"]
-        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+        frames: NDArray[np.uint8] = np.clip(np.rint(out), 0, 255).astype(np.uint8)
+        return frames
 
     def surprise(self, predicted: Floats, observed: Floats, step: int) -> float:
         """Distance of an observed latent from the one predicted ``step`` steps before.

@@ -72,8 +72,8 @@ class TrainingData:
             )
         if not train or not validation:
             raise WmError(
-                f"the dataset {self.dataset.path} has {len(train) + len(validation)} episodes of at "
-                f"least {length} ticks; training needs {VALIDATION_EVERY} of them."
+                f"the dataset {self.dataset.path} has {len(train) + len(validation)} episodes of "
+                f"at least {length} ticks; training needs {VALIDATION_EVERY} of them."
             )
         return Split(np.concatenate(train), np.concatenate(validation))
 

@@ -15,6 +15,9 @@ from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
 
+CONTEXTS = 4  # contexts of each sequence that predictions start from
+
+
 class EncoderTraining(nn.Module):
     """The network with what only this phase needs: an inverse model of the actions."""
 
@@ -34,7 +37,9 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
     context, horizon = net.dims.context, net.dims.horizon
     starts = data.split(length).train
     # Contexts end at frames context-1 .. length-2; step k of context i predicts frame i + 1 + k.
-    ends = torch.arange(context - 1, length - 1, device=data.device)
+    # A few contexts a sequence are enough: more would cost as much again as encoding its frames.
+    spaced = torch.linspace(context - 1, length - 2, min(CONTEXTS, length - context))
+    ends = spaced.round().long().to(data.device)
     back = torch.arange(context - 1, -1, -1, device=data.device)
     ahead = torch.arange(1, horizon + 1, device=data.device)
     past_index = ends.unsqueeze(1) - back  # (M, C)
@@ -90,9 +95,7 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             result["reconstruction"] = recipe.reconstruction_weight * (difference**2).mean()
         return result
 
-    return Phase(
-        "encoder", recipe.encoder_steps, module, recipe.encoder_rate, make_batches, losses
-    )
+    return Phase("encoder", recipe.encoder_steps, module, recipe.encoder_rate, make_batches, losses)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class Recipe:
     """Steps, batches and weights of the phases. The defaults train the table-top bundle."""
 
     # Phase 1: encoder and dynamics together, from frames.
-    encoder_steps: int = 6000
+    encoder_steps: int = 2500
     encoder_batch: int = 48
     """Sequences a step."""
     encoder_length: int = 12
@@ -31,7 +31,7 @@ class Recipe:
     reconstruction_weight: float = 0.0
     """Weight of redrawing frames through the decoder, with gradient into the encoder."""
     # Phase 2: dynamics and heads on latents that are computed once.
-    dynamics_steps: int = 12000
+    dynamics_steps: int = 4500
     dynamics_batch: int = 384
     """Windows a step."""
     dynamics_rate: float = 1e-3
@@ -42,7 +42,7 @@ class Recipe:
     label_gradient: float = 0.0
     """Share of the label heads' gradient that reaches the dynamics; 0: labels train heads only."""
     # Phase 3: value and proposal on the same latents.
-    value_steps: int = 6000
+    value_steps: int = 4000
     value_batch: int = 1024
     value_rate: float = 5e-4
     discount: float = 0.95
@@ -50,13 +50,13 @@ class Recipe:
     expectile: float = 0.9
     """Above 0.5 favours the short ways among those seen."""
     # Phase 4: decoder.
-    decoder_steps: int = 3000
+    decoder_steps: int = 2000
     decoder_batch: int = 32
     decoder_rate: float = 1e-3
     # All phases.
     weight_decay: float = 1e-3
     clip: float = 1.0
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for manifest and checkpoints."""
@@ -65,9 +65,9 @@ class Recipe:
     def scaled(self, factor: float) -> Recipe:
         """Return the recipe with all step counts multiplied, for quick tries."""
         steps = {
-            field.name: max(1, round(getattr(self, field.name) * factor))
-            for field in fields(self)
-            if field.name.endswith("_steps")
+            item.name: max(1, round(getattr(self, item.name) * factor))
+            for item in fields(self)
+            if item.name.endswith("_steps")
         }
         return replace(self, **steps)
 
@@ -95,7 +95,7 @@ def recipe_from_dict(data: Any, source: str) -> Recipe:
     """
     if not isinstance(data, dict):
         raise WmError(f"{source} is not a recipe: it must be a YAML mapping.")
-    known = {field.name: field for field in fields(Recipe)}
+    known = {item.name for item in fields(Recipe)}
     if unknown := sorted(set(data) - set(known)):
         raise WmError(f"{source}: unknown recipe keys {unknown}; known are {sorted(known)}.")
     values: dict[str, Any] = {}

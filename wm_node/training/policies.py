@@ -1,0 +1,173 @@
+"""Policies for the task suite: the planner on a learned model, or on the simulator as oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.bundle import load_bundle
+from wm_node.data.images import resize_area
+from wm_node.data.resample import to_ns
+from wm_node.engine import load_engine
+from wm_node.errors import WmError
+from wm_node.planning.context import NotReady, ObservationBuffer
+from wm_node.planning.objective import Goal, Weights
+from wm_node.planning.planner import MpcPlanner, PlannerConfig
+from wm_node.planning.world_model import Context, WorldModel
+from wm_node.profile import RobotProfile
+from wm_node.sim.oracle import SimulatorModel
+from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
+from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import Task
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a policy plans; equal to the node's parameters."""
+
+    config: PlannerConfig = field(default_factory=PlannerConfig)
+    weights: dict[str, float] = field(default_factory=dict)
+    """Overrides of the profile's weights."""
+    latency_s: float = DEFAULT_LATENCY_S
+    use_proposal: bool = True
+    seed: int = 0
+
+
+class MpcPolicy:
+    """Plans with a bundle's world model, exactly as the ``/mpc_planner`` node does."""
+
+    uses_frames = True
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        backend: str,
+        goal: str,
+        settings: PlanSettings | None = None,
+        threads: int = 1,
+    ) -> None:
+        if goal not in ("state", "image"):
+            raise WmError(f"unknown kind of goal '{goal}'; use state or image.")
+        self._settings = settings or PlanSettings()
+        loaded = load_bundle(bundle)
+        self.model = WorldModel(loaded, load_engine(loaded, backend, threads))
+        self.model.prepare((self._settings.config.candidates,))
+        self._profile = loaded.profile
+        self._planner = MpcPlanner(self._profile, self._settings.config, self._settings.seed)
+        self._buffer = ObservationBuffer(self._profile)
+        self._weights = replace(Weights.of(self._profile), **self._settings.weights)
+        self._kind = goal
+        self._goal = Goal()
+        self._fresh = True
+
+    def reset(self, task: Task, sim: TabletopSim) -> None:
+        """Begin an episode; a goal picture is taken of the simulator's own scene."""
+        self._planner.reset()
+        self._buffer.reset()
+        self._fresh = True
+        if self._kind == "state":
+            self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
+        else:
+            picture = sim.render_goal(task.goal)
+            self._goal = self.model.picture_goal({self._camera: self._resized(picture)})
+
+    @property
+    def _camera(self) -> str:
+        return self._profile.cameras[0].name
+
+    def _resized(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        camera = self._profile.cameras[0]
+        return resize_area(frame, camera.model_width, camera.model_height)
+
+    def observe(self, observation: Observation) -> Context:
+        """Add an observation to the history and return the context that ends at it."""
+        if observation.frame is None:
+            raise WmError("the planner needs frames.")
+        latent = self.model.encode({self._camera: self._resized(observation.frame)})
+        stamp = observation.stamp_ns
+        if self._fresh:
+            # The robot stood still before the episode began, so its past looks like its present.
+            step = to_ns(self._profile.model.step_s)
+            for back in range(self._profile.model.context_steps - 1, 0, -1):
+                self._buffer.add_frame(stamp - back * step, latent)
+                self._buffer.add_joints(stamp - back * step, observation.joints)
+            self._fresh = False
+        self._buffer.add_frame(stamp, latent)
+        self._buffer.add_joints(stamp, observation.joints)
+        for effect, command in observation.applied[-4:]:
+            self._buffer.add_action(effect, command)
+        context = self._buffer.context(stamp)
+        if isinstance(context, NotReady):
+            raise WmError(f"the suite's observations leave a gap in the {context.reason}.")
+        return context
+
+    def act(self, observation: Observation) -> NDArray[np.floating]:
+        """Plan and return the first action."""
+        context = self.observe(observation)
+        committed = committed_commands(observation, self._profile)
+        proposal = None
+        if self._settings.use_proposal:
+            proposal = self.model.propose_for(context, self._goal)
+        plan = self._planner.plan(
+            self.model,
+            context,
+            self._goal,
+            committed,
+            self._settings.latency_s,
+            self._weights,
+            proposal,
+        )
+        return plan.actions[0]
+
+
+class OraclePolicy:
+    """The same planner with the simulator itself as the model: the ceiling."""
+
+    uses_frames = False
+
+    def __init__(self, profile: RobotProfile, settings: PlanSettings | None = None) -> None:
+        self._profile = profile
+        self._settings = settings or PlanSettings()
+        self._planner = MpcPlanner(profile, self._settings.config, self._settings.seed)
+        self._weights = replace(Weights.of(profile), **self._settings.weights)
+        self._model: SimulatorModel | None = None
+        self._goal = Goal()
+
+    def reset(self, task: Task, sim: TabletopSim) -> None:
+        """Begin an episode."""
+        self._planner.reset()
+        if self._model is None:
+            self._model = SimulatorModel(sim, self._profile.model.ticks_per_step)
+        self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
+
+    def act(self, observation: Observation) -> NDArray[np.floating]:
+        """Plan on the simulator's true state and return the first action."""
+        if self._model is None:
+            raise WmError("the policy was asked to act before its episode was reset.")
+        rates = self._profile.model
+        size = len(self._profile.action.names)
+        context = Context(
+            observation.stamp_ns,
+            np.zeros((rates.context_steps, 0), np.float32),
+            np.repeat(observation.joints[None].astype(np.float32), rates.context_steps, 0),
+            np.zeros((rates.context_steps, rates.ticks_per_step, size), np.float32),
+        )
+        plan = self._planner.plan(
+            self._model,
+            context,
+            self._goal,
+            committed_commands(observation, self._profile),
+            self._settings.latency_s,
+            self._weights,
+        )
+        return plan.actions[0]
+
+
+def committed_commands(observation: Observation, profile: RobotProfile) -> NDArray[np.float64]:
+    """Return the last commands (K, A), oldest first; zeros where there were none."""
+    before = [command for _, command in observation.applied[-3:]]
+    rest = [np.zeros(len(profile.action.names))] * (3 - len(before))
+    return np.stack([*rest, *before])

@@ -1,0 +1,251 @@
+"""From a dataset to a bundle: the phases in order, resumable, with the best checkpoint chosen."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_node.bundle import Bundle
+from wm_node.data.dataset import Dataset
+from wm_node.errors import WmError
+from wm_node.model.config import Dims
+from wm_node.model.export import export_bundle
+from wm_node.model.world import WorldModelNet
+from wm_node.training.calibration import calibrate
+from wm_node.training.data import TrainingData
+from wm_node.training.decoder_phase import decoder_phase, validate_decoder
+from wm_node.training.dynamics_phase import Windows, dynamics_phase, freeze_encoder, validate
+from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
+from wm_node.training.loop import Checkpoints, Phase, Recorder, run_phase
+from wm_node.training.recipe import Recipe
+from wm_node.training.value_phase import value_phase
+
+PHASES = ("encoder", "dynamics", "value", "decoder", "done")
+SNAPSHOTS = (0.7, 0.85, 1.0)
+"""Shares of the dynamics phase after which a candidate checkpoint is kept."""
+
+PlanningScore = Callable[[Path], Mapping[str, float]]
+"""Bundle -> figures of planning with it; ``success`` decides."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and with what a training run works."""
+
+    work: Path
+    """Folder of checkpoints and logs."""
+    seed: int = 0
+    device: str = "cpu"
+    memory_bytes: int = 6 << 30
+    """Frames are kept in memory up to this size, and read from disk as needed beyond it."""
+    planning_score: PlanningScore | None = None
+
+
+class _Run:
+    """State of a run, between phases."""
+
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, settings: RunSettings, recorder: Recorder
+    ) -> None:
+        self.recipe, self.settings, self.recorder = recipe, settings, recorder
+        self.device = torch.device(settings.device)
+        torch.manual_seed(settings.seed)
+        self.profile = dataset.profile
+        self.data = TrainingData(dataset, self.device, settings.memory_bytes)
+        self.net = WorldModelNet(Dims.of(dataset.profile), recipe.model).to(self.device)
+        self.net.set_statistics(self.data.statistics())
+        self.encoder_training = EncoderTraining(self.net).to(self.device)
+        identity = {
+            "dataset": dataset.fingerprint,
+            "recipe": recipe.to_dict(),
+            "seed": settings.seed,
+        }
+        self.checkpoints = Checkpoints(settings.work, identity)
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self.metrics: dict[str, Any] = {}
+        self._windows: Windows | None = None
+
+    @property
+    def windows(self) -> Windows:
+        """Cached latents of the frozen encoder, made on first use."""
+        if self._windows is None:
+            freeze_encoder(self.net)
+            self.recorder.progress("latents", 0, 1, "encoding every frame once")
+            self._windows = Windows(self.net, self.data, encode_all(self.net, self.data))
+        return self._windows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds."""
+        result = {f"net.{k}": v for k, v in self.encoder_training.state_dict().items()}
+        for name, snapshot in self.snapshots.items():
+            result |= {f"snapshot.{name}.{k}": v for k, v in snapshot.items()}
+        return result
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take a checkpoint's tensors back; return those of the optimiser."""
+        own = {k[4:]: v for k, v in tensors.items() if k.startswith("net.")}
+        self.encoder_training.load_state_dict(own)
+        for key, value in tensors.items():
+            if key.startswith("snapshot."):
+                _, name, rest = key.split(".", 2)
+                self.snapshots.setdefault(name, {})[rest] = value
+        return {k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")}
+
+    def phase(self, name: str) -> Phase:
+        """Build a phase."""
+        recipe, seed = self.recipe, self.settings.seed
+        if name == "encoder":
+            return encoder_phase(self.encoder_training, self.data, recipe, seed)
+        if name == "dynamics":
+            phase = dynamics_phase(self.windows, recipe, seed)
+            return Phase(**{**phase.__dict__, "after_step": self._snapshot})
+        if name == "value":
+            return value_phase(self.windows, recipe, seed)
+        return decoder_phase(self.windows, recipe, seed)
+
+    def _snapshot(self, step: int) -> None:
+        for share in SNAPSHOTS:
+            if step + 1 == max(1, round(share * self.recipe.dynamics_steps)):
+                self.snapshots[f"{round(100 * share)}"] = {
+                    k: v.detach().cpu().clone() for k, v in self._dynamics_state().items()
+                }
+
+    def _dynamics_state(self) -> dict[str, Tensor]:
+        wanted = ("dynamics.", "heads.state.", "heads.risk.", "heads.joints.", "heads.disagr")
+        return {k: v for k, v in self.net.state_dict().items() if k.startswith(wanted)}
+
+    def choose_snapshot(self) -> None:
+        """Keep the checkpoint that plans best; without a simulator the last one."""
+        score = self.settings.planning_score
+        if score is None or len(self.snapshots) < 2:
+            self.snapshots.clear()
+            return
+        best, chosen = (-1.0, -1.0), None
+        table = {}
+        for name, snapshot in sorted(self.snapshots.items(), key=lambda item: int(item[0])):
+            self.net.load_state_dict(snapshot, strict=False)
+            figures = validate(self.windows)
+            planned = self._plan_with(score)
+            table[name] = dict(planned)
+            rank = (planned["success"], -figures.get("goal_error_moved", 0.0))
+            text = " ".join(f"{key} {value:.3f}" for key, value in planned.items())
+            self.recorder.progress("choice", int(name), 100, f"after {name} %: {text}")
+            if rank > best or chosen is None:
+                best, chosen = rank, name
+        assert chosen is not None
+        self.net.load_state_dict(self.snapshots[chosen], strict=False)
+        self.metrics["checkpoints"] = {"chosen": chosen, "planning": table}
+        self.snapshots.clear()
+
+    def _plan_with(self, score: PlanningScore) -> Mapping[str, float]:
+        with tempfile.TemporaryDirectory(dir=self.settings.work) as folder:
+            path = Path(folder) / "candidate"
+            self.export(path)
+            figures = score(path)
+        self.net.to(self.device)
+        return figures
+
+    def export(self, path: Path) -> Bundle:
+        """Write the network as it is now."""
+        state = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+        extra = {
+            "data": {
+                "fingerprint": self.data.dataset.fingerprint,
+                "episodes": len(self.data.dataset.episodes),
+                "ticks": self.data.dataset.num_ticks,
+            },
+            "training": {"seed": self.settings.seed, "recipe": self.recipe.to_dict()},
+            "metrics": self.metrics,
+            "calibration": calibrate(self.windows),
+        }
+        try:
+            return export_bundle(self.net, self.profile, path, extra)
+        finally:
+            # Exporting rounds to half precision on the CPU; training goes on with what it had.
+            self.net.to(self.device).load_state_dict(state)
+
+
+def train(
+    dataset: Dataset, out: Path, recipe: Recipe, settings: RunSettings, recorder: Recorder
+) -> Bundle:
+    """Train a bundle; an interrupted run with the same settings goes on where it stopped.
+
+    Args:
+        dataset: ingested episodes of one robot.
+        out: the bundle to write.
+        recipe: how long and how hard.
+        settings: folder, seed, device.
+        recorder: takes figures and progress.
+
+    Raises:
+        WmError: ``out`` exists, the data are too few, or training diverged.
+    """
+    if out.exists():
+        raise WmError(f"{out} already exists; a bundle never changes, so choose another --out.")
+    run = _Run(dataset, recipe, settings, recorder)
+    first, step, moments = "encoder", 0, {}
+    checkpoint = run.checkpoints.load()
+    if checkpoint is not None:
+        tensors, first, step = checkpoint
+        moments = run.restore(tensors)
+        recorder.progress(first, step, step, f"resuming in phase '{first}' at step {step}")
+    for name in PHASES[PHASES.index(first) : -1]:
+        phase = run.phase(name)
+
+        def save(optimiser: dict[str, Tensor], next_step: int, name: str = name) -> None:
+            tensors = run.tensors() | {f"optimiser.{k}": v for k, v in optimiser.items()}
+            run.checkpoints.save(tensors, name, next_step)
+
+        run_phase(
+            phase,
+            settings.seed,
+            run.device,
+            recorder,
+            recipe.weight_decay,
+            recipe.clip,
+            start=step,
+            optimiser_state=moments,
+            save=save,
+        )
+        step, moments = 0, {}
+        if name == "dynamics":
+            run.choose_snapshot()
+        _validate(run, name)
+        run.checkpoints.save(run.tensors(), PHASES[PHASES.index(name) + 1], 0)
+    bundle = run.export(out)
+    recorder.close()
+    return bundle
+
+
+def _validate(run: _Run, name: str) -> None:
+    """Measure on left-out episodes what the phase has changed."""
+    if name in ("dynamics", "value"):
+        run.metrics["prediction"] = _rounded(validate(run.windows))
+    elif name == "decoder":
+        run.metrics["prediction"] = _rounded(validate(run.windows))
+        run.metrics["decoder"] = _rounded(validate_decoder(run.windows))
+    else:
+        return
+    for group in ("prediction", "decoder"):
+        if group in run.metrics:
+            run.recorder.scalars("validation", 0, run.metrics[group])
+    figures = run.metrics["decoder" if name == "decoder" else "prediction"]
+    run.recorder.progress(name, 1, 1, " ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.6g}") for name, value in figures.items()}
+
+
+def discard(work: Path) -> None:
+    """Remove the checkpoints of an unfinished run."""
+    for file in ("state.json", "state.safetensors"):
+        (work / file).unlink(missing_ok=True)
+    shutil.rmtree(work / "logs", ignore_errors=True)

@@ -1,0 +1,125 @@
+"""Scores of planners on the simulated task suite, with Wilson intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from wm_node.bundle import load_bundle
+from wm_node.errors import WmError
+from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
+from wm_node.sim.task import EpisodeScore
+from wm_node.training.policies import MpcPolicy, OraclePolicy, PlanSettings
+
+PLANNERS = ("mpc", "oracle", *REFERENCE_POLICIES)
+# Seeds are kept apart by use: training below 5 million, choice of checkpoints from 5, evaluation
+# from 10 million on.
+VALIDATION_SEED = 5_000_000
+EVALUATION_SEED = 10_000_000
+SEED_SPACING = 100_000
+
+
+def evaluation_seeds(seed: int, episodes: int, first: int = EVALUATION_SEED) -> list[int]:
+    """Return the episodes' seeds of evaluation ``seed``; equal for all planners, so paired."""
+    if not (0 <= seed < 1000 and 1 <= episodes <= SEED_SPACING):
+        raise WmError(f"use a --seed of 0 to 999 and 1 to {SEED_SPACING} episodes.")
+    return [first + seed * SEED_SPACING + number for number in range(episodes)]
+
+
+def wilson95(successes: int, count: int) -> tuple[float, float]:
+    """Return the Wilson score interval at 95 % of a share."""
+    interval = binomtest(successes, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def policy_factory(
+    planner: str,
+    goal: str,
+    bundle: Path | None,
+    backend: str,
+    settings: PlanSettings,
+) -> PolicyFactory:
+    """Return what builds the policy in each worker.
+
+    Raises:
+        WmError: unknown planner, or ``mpc`` without a bundle.
+    """
+    if planner in REFERENCE_POLICIES:
+        return reference_policy(planner)
+    if planner == "oracle":
+        profile: RobotProfile = load_bundle(bundle).profile if bundle else load_profile("tabletop")
+        return partial(OraclePolicy, profile, settings)
+    if planner != "mpc":
+        raise WmError(f"unknown planner '{planner}'; use one of {', '.join(PLANNERS)}.")
+    if bundle is None:
+        raise WmError("planner 'mpc' needs a --bundle.")
+    load_bundle(bundle)
+    return partial(MpcPolicy, str(bundle), backend, goal, settings)
+
+
+def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
+    """Return counts, the Wilson interval of success, and planning times in ms."""
+    count = len(scores)
+    successes = sum(score.success for score in scores)
+    times = np.concatenate([np.asarray(score.act_ms) for score in scores])
+    low, high = wilson95(successes, count)
+    return {
+        "episodes": count,
+        "successes": successes,
+        "success": successes / count,
+        "success_wilson95": [round(low, 4), round(high, 4)],
+        "falls": sum(score.fell for score in scores),
+        "zone_entries": sum(score.zone for score in scores),
+        "ticks_mean": round(float(np.mean([score.ticks for score in scores])), 2),
+        "final_distance_cm": round(
+            float(np.mean([score.final_distance for score in scores])) * 100, 2
+        ),
+        "plan_ms": {
+            "p50": round(float(np.percentile(times, 50)), 2),
+            "p99": round(float(np.percentile(times, 99)), 2),
+        },
+    }
+
+
+def evaluate_suite(
+    planner: str,
+    goal: str = "state",
+    bundle: Path | None = None,
+    backend: str = "openvino",
+    episodes: int = 200,
+    seed: int = 0,
+    first_seed: int = EVALUATION_SEED,
+    workers: int = 2,
+    settings: PlanSettings | None = None,
+    on_score: Callable[[EpisodeScore], None] | None = None,
+) -> dict[str, Any]:
+    """Run a planner on the suite and return its figures."""
+    settings = settings or PlanSettings()
+    factory = policy_factory(planner, goal, bundle, backend, settings)
+    seeds = evaluation_seeds(seed, episodes, first_seed)
+    scores = run_suite(factory, seeds, workers, latency_s=settings.latency_s, on_score=on_score)
+    return {"planner": planner, "goal": goal, "seed": seed, **summarise(scores)}
+
+
+def planning_score(
+    episodes: int, workers: int, backend: str, goal: str = "state"
+) -> Callable[[Path], dict[str, float]]:
+    """Return the function that scores a checkpoint during training, on validation seeds."""
+
+    def score(bundle: Path) -> dict[str, float]:
+        figures = evaluate_suite(
+            "mpc", goal, bundle, backend, episodes, first_seed=VALIDATION_SEED, workers=workers
+        )
+        return {
+            "success": figures["success"],
+            "falls": figures["falls"] / episodes,
+            "final_distance_cm": figures["final_distance_cm"],
+        }
+
+    return score
