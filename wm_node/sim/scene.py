@@ -129,7 +129,7 @@ def scene_xml(width: int, height: int) -> str:
         priority="1"/>
     </default>
     <default class="mug">
-      <geom contype="2" conaffinity="1" priority="1" condim="6" friction="0.4 0.005 0.004"/>
+      <geom contype="2" conaffinity="1" priority="1" condim="6" friction="0.4 0.005 0.02"/>
     </default>
     <default class="servo"><position kp="600" kv="24" forcerange="-60 60"/></default>
     <joint damping="1" armature="0.08"/>

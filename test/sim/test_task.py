@@ -1,0 +1,87 @@
+"""Targets that can be reached, and the rule that scores an episode."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from wm_node.errors import WmError
+from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
+from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import EPISODE_TICKS, ScoreKeeper, Task, is_valid_goal, task_for_seed
+
+TASK = Task(seed=1, start=(0.0, 0.0), goal=(0.1, 0.0))
+AT_GOAL, AWAY = (0.09, 0.01), (0.05, 0.0)
+
+
+def test_targets_are_at_a_distance_on_the_table_and_off_the_zone():
+    sim = TabletopSim(render=False)
+    goals = set()
+    for seed in range(40):
+        task = task_for_seed(sim, seed)
+        goals.add(task.goal)
+        assert task.start == sim.mug_pose()[:2]
+        assert 0.08 <= math.dist(task.start, task.goal) <= 0.20
+        assert TABLE_BOUNDS.contains(*task.goal, margin=0.06)
+        for share in range(11):
+            x, y = (a + share / 10 * (b - a) for a, b in zip(task.start, task.goal, strict=True))
+            assert not ZONE_BOUNDS.contains(x, y)
+        assert task_for_seed(sim, seed) == task
+    assert len(goals) == 40
+
+
+def test_a_target_behind_the_zone_is_not_valid():
+    beyond = (ZONE_BOUNDS.x_min - 0.06, 0.1)
+    assert not is_valid_goal(beyond, (0.15, 0.1))
+    assert not is_valid_goal((0.02, 0.1), (0.27, 0.1))
+    assert is_valid_goal((-0.05, -0.05), (-0.15, 0.0))
+
+
+def test_no_target_for_a_mug_that_has_fallen():
+    sim = TabletopSim(render=False)
+    sim.reset(0)
+    sim.data.qpos[4:7] = [0.9, 0.0, -0.1]
+    with pytest.raises(WmError, match="no target"):
+        from numpy.random import default_rng
+
+        from wm_node.sim.task import sample_task
+
+        sample_task(sim, default_rng(0))
+
+
+def test_five_ticks_in_a_row_within_tolerance_succeed():
+    keeper = ScoreKeeper(TASK)
+    for place in (AT_GOAL, AT_GOAL, AT_GOAL, AT_GOAL, AWAY, *[AT_GOAL] * 4):
+        keeper.update(place, fell=False, zone=False)
+        assert not keeper.done
+    keeper.update(AT_GOAL, fell=False, zone=False)
+    assert keeper.done
+    score = keeper.score([1.0])
+    assert score.success
+    assert score.ticks == 10
+    assert score.act_ms == (1.0,)
+    assert score.start_distance == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("fell", "zone"), [(True, False), (False, True)])
+def test_an_event_ends_the_episode_without_success(fell, zone):
+    keeper = ScoreKeeper(TASK)
+    for _ in range(4):
+        keeper.update(AT_GOAL, fell=False, zone=False)
+    keeper.update(AT_GOAL, fell=fell, zone=zone)
+    assert keeper.done
+    score = keeper.score()
+    assert (score.success, score.fell, score.zone) == (False, fell, zone)
+
+
+def test_time_runs_out():
+    keeper = ScoreKeeper(TASK)
+    for _ in range(EPISODE_TICKS - 4):
+        keeper.update(AWAY, fell=False, zone=False)
+    for _ in range(4):
+        assert not keeper.done
+        keeper.update(AT_GOAL, fell=False, zone=False)
+    assert keeper.done
+    assert not keeper.score().success
+    assert keeper.score().least_distance == pytest.approx(math.dist(AT_GOAL, TASK.goal))
