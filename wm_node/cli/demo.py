@@ -230,7 +230,8 @@ def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]
             console.print(
                 f"episode {number:>2}/{count}  {episode.outcome:<12}  seed {episode.seed:<6} "
                 f"{100 * episode.start_distance:4.1f} cm -> {100 * episode.final_distance:4.1f} cm "
-                f"in {episode.ticks / 10:.1f} s"
+                f"in {episode.ticks / 10:.1f} s",
+                soft_wrap=True,
             )
     return done
 
