@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from wm_node.errors import WmError
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import EPISODE_TICKS, ScoreKeeper, Task, is_valid_goal, task_for_seed
+from wm_node.sim.task import (
+    EPISODE_TICKS,
+    ScoreKeeper,
+    Task,
+    is_valid_goal,
+    sample_task,
+    task_for_seed,
+)
 
 TASK = Task(seed=1, start=(0.0, 0.0), goal=(0.1, 0.0))
 AT_GOAL, AWAY = (0.09, 0.01), (0.05, 0.0)
@@ -43,11 +51,7 @@ def test_no_target_for_a_mug_that_has_fallen():
     sim.reset(0)
     sim.data.qpos[4:7] = [0.9, 0.0, -0.1]
     with pytest.raises(WmError, match="no target"):
-        from numpy.random import default_rng
-
-        from wm_node.sim.task import sample_task
-
-        sample_task(sim, default_rng(0))
+        sample_task(sim, np.random.default_rng(0))
 
 
 def test_five_ticks_in_a_row_within_tolerance_succeed():

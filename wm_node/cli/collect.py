@@ -18,6 +18,7 @@ from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
 
 IMAGE_SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
+DEFAULT_BEHAVIOURS = "wander=0.25,aimed=0.45,edge=0.17,zone=0.13"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=100, help="number of episodes")
     parser.add_argument(
         "--behaviours",
-        default="wander=0.25,aimed=0.45,edge=0.17,zone=0.13",
+        default=DEFAULT_BEHAVIOURS,
         help="shares of wander, aimed, edge, zone",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")

@@ -1,0 +1,82 @@
+"""Collected behaviours are as varied as training needs, and repeat by their seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from wm_node.cli import collect as command
+from wm_node.errors import WmError
+from wm_node.profile import load_profile
+from wm_node.sim.behaviours import DEFAULT_MIX, Mix, make_behaviour, parse_mix
+from wm_node.sim.episode import record_episode
+from wm_node.sim.generate import generate_episode, generate_episodes
+from wm_node.sim.tabletop import TabletopSim
+
+
+def test_the_default_mix_of_the_command_is_the_default_mix():
+    assert parse_mix(command.DEFAULT_BEHAVIOURS) == DEFAULT_MIX
+
+
+def test_a_mix_is_read_from_text():
+    assert parse_mix("wander=1, edge=3") == Mix({"wander": 1.0, "edge": 3.0})
+    assert parse_mix("aimed,zone") == Mix({"aimed": 1.0, "zone": 1.0})
+    rng = np.random.default_rng(0)
+    drawn = [Mix({"wander": 1.0, "edge": 3.0}).draw(rng) for _ in range(400)]
+    assert 0.68 < drawn.count("edge") / 400 < 0.82
+
+
+@pytest.mark.parametrize("text", ["dance", "wander=-1", "wander=many", "wander=nan", ""])
+def test_bad_mixes_are_refused(text):
+    with pytest.raises(WmError):
+        parse_mix(text)
+    with pytest.raises(WmError):
+        make_behaviour("dance")
+
+
+def test_falls_zone_entries_and_contacts_are_frequent_enough():
+    profile = load_profile("tabletop")
+    events, moving, angles = [], [], []
+    for episode in generate_episodes(profile, range(60), workers=2, render=False):
+        events.append((episode.events == 1).any(axis=0))
+        mug, tip = episode.labels[:, :2], episode.labels[:, 2:]
+        moves = np.linalg.norm(np.diff(mug, axis=0), axis=1) > 1e-3
+        moving.append(moves.mean())
+        behind = (tip - mug)[:-1][moves]
+        angles.extend(np.arctan2(behind[:, 1], behind[:, 0]))
+    falls, zones = np.mean(events, axis=0)
+    assert 0.06 <= falls <= 0.25  # 10 to 20 % is meant, give or take the luck of 60 episodes
+    assert 0.06 <= zones <= 0.25
+    assert np.mean(moving) > 0.15
+    sides, _ = np.histogram(angles, bins=8, range=(-math.pi, math.pi))
+    assert sides.min() > 0.03 * len(angles)  # the mug is pushed from every side
+
+
+def test_an_episode_repeats_by_its_seed():
+    profile = load_profile("tabletop")
+    first, second = (generate_episode(profile, 12) for _ in range(2))
+    assert first.name == second.name
+    for name in ("stamps", "joints", "actions", "labels", "events"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    np.testing.assert_array_equal(first.frames["front"], second.frames["front"])
+    other = generate_episode(profile, 13)
+    assert (other.joints[0] != first.joints[0]).any()
+
+
+def test_workers_keep_the_order():
+    profile = load_profile("tabletop")
+    alone = [e.name for e in generate_episodes(profile, range(5), workers=1, render=False)]
+    several = [e.name for e in generate_episodes(profile, range(5), workers=2, render=False)]
+    assert several == alone
+
+
+def test_streams_are_stamped_as_a_robot_would():
+    sim = TabletopSim((64, 48))
+    streams = record_episode(sim, 4, DEFAULT_MIX, camera_rate_hz=20)
+    assert set(np.diff(streams.stamps)) == {10_000_000}
+    assert set(np.diff(streams.frame_stamps)) == {50_000_000}
+    assert set(np.diff(streams.command_stamps)) == {100_000_000}
+    assert streams.frames.shape == (len(streams.frame_stamps), 48, 64, 3)
+    assert np.abs(streams.commands).max() <= 0.25 + 1e-9
