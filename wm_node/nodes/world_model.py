@@ -101,6 +101,19 @@ class WorldModelNode(ManagedNode):
         self._said: set[str] = set()
         self._diagnostics = Diagnostics(self, "perception")
         self._forget_counts()
+        self.declare("bundle", "", "folder of the trained bundle")
+        self.declare("robot", "", "robot profile: path or name; empty: the bundle's own")
+        self.declare("backend", "openvino", "what runs the model", choices=tuple(BACKENDS))
+        self.declare("threads", 1, "CPU threads of inference", minimum=1, maximum=256)
+        self.declare(
+            "imagination_rate_hz", 2.0, "most pictures of imagination a second", minimum=0.0
+        )
+        self.declare(
+            "frame_timeout_s",
+            5.0,
+            "a camera that has sent nothing for so long is reported",
+            minimum=0.1,
+        )
 
     def _forget_counts(self) -> None:
         self._counts = dict.fromkeys(
@@ -124,20 +137,8 @@ class WorldModelNode(ManagedNode):
 
     def configure(self) -> None:
         """Load and check bundle, profile and engine; subscribe."""
-        path = self.declare("bundle", "", "folder of the trained bundle")
-        robot = self.declare("robot", "", "robot profile: path or name; empty: the bundle's own")
-        backend = self.declare(
-            "backend", "openvino", "what runs the model", choices=tuple(BACKENDS)
-        )
-        threads = self.declare("threads", 1, "CPU threads of inference", minimum=1, maximum=256)
-        self.declare(
-            "imagination_rate_hz", 2.0, "most pictures of imagination a second", minimum=0.0
-        )
-        self.declare(
-            "frame_timeout_s",
-            5.0,
-            "a camera that has sent nothing for so long is reported",
-            minimum=0.1,
+        path, robot, backend, threads = (
+            self.get_parameter(name).value for name in ("bundle", "robot", "backend", "threads")
         )
         if not path:
             raise WmError("the parameter 'bundle' is empty; give the folder that 'wm train' wrote.")
