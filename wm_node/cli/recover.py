@@ -71,9 +71,7 @@ def _lost(report: RecoverReport) -> str:
     if report.open_chunk_s is None:
         return f"{known}, and what the recorder held in memory when it ended"
     if report.open_chunk_s > 0:
-        return (
-            f"{known}, and at most {report.open_chunk_s:g} s that were still in memory at its end"
-        )
+        return f"{known}, and at most {report.open_chunk_s:g} s still in memory at its end"
     return known
 
 

@@ -254,8 +254,10 @@ def _guard(action: Callable[[], _T], what: str) -> _T:
     """Run a call into the bag library, whose faults are many, and name the fault."""
     try:
         return action()
-    except (WmError, MemoryError):
+    except WmError:
         raise
+    except MemoryError as error:  # a damaged length asks for petabytes
+        raise BagError(f"{what}: it claims more bytes than fit in memory") from error
     except Exception as error:  # the libraries below raise whatever damaged bytes lead them to
         text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise BagError(f"{what}: {text[:200]}") from error

@@ -9,6 +9,7 @@ behind damage. Memory is bounded by the largest chunk accepted, :data:`MAX_CHUNK
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ _MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, sequence, log time, publish t
 _FOOTER_BYTES = 9 + 20 + len(MAGIC)
 # In a chunk record, the compression's name follows opcode, length and head.
 _NAME_AT = _RECORD_HEAD.size + _CHUNK_HEAD.size
-_CHUNK_MARKS = tuple(struct.pack("<I", len(name)) + name for name in (b"zstd", b"lz4"))
+# A chunk's opcode and, behind four bytes, the upper half of its length, which is zero.
+_CHUNK_START = re.compile(rb"\x06(?=[\s\S]{4}\x00{4})")
 
 _PARSE_ERRORS = (
     McapError,
@@ -128,7 +130,7 @@ def _walk(data: mmap.mmap, size: int) -> Iterator[tuple[int, Item]]:
             if found is None:
                 what = "inside a record" if plausible else "in bytes that are no MCAP record"
                 until_ns = None
-                if plausible and opcode == Opcode.CHUNK:
+                if plausible and opcode == Opcode.CHUNK and end > size:
                     until_ns, items = _cut_chunk(data[body:size])
                     for item in items:
                         yield size, item
@@ -162,10 +164,17 @@ def _record(opcode: int, content: bytes, offset: int) -> Iterator[Item]:
     try:
         if opcode == Opcode.MESSAGE:
             yield _message(content)
+        elif opcode == Opcode.ATTACHMENT and not _attachment_is_sound(content):
+            yield Damage(offset, "an attachment's checksum does not match")
         elif opcode in parsers:
             yield parsers[opcode](ReadDataStream(BytesIO(content)))
     except _PARSE_ERRORS as error:
         yield Damage(offset, f"a record of kind {opcode} cannot be read ({_short(error)})")
+
+
+def _attachment_is_sound(content: bytes) -> bool:
+    (crc,) = struct.unpack("<I", content[-4:])
+    return crc in (0, zlib.crc32(content[:-4]))
 
 
 def _message(content: bytes) -> Message:
@@ -263,16 +272,11 @@ def _cut_chunk(content: bytes) -> tuple[int | None, list[Item]]:
 
 
 def _next_chunk(data: mmap.mmap, start: int, size: int) -> int | None:
-    """Return the offset of the next compressed chunk that is whole by its own lengths."""
-    best: int | None = None
-    for mark in _CHUNK_MARKS:
-        at = data.find(mark, start + _NAME_AT, size)
-        while at >= 0 and (best is None or at - _NAME_AT < best):
-            if _is_chunk(data, at - _NAME_AT, size):
-                best = at - _NAME_AT
-                break
-            at = data.find(mark, at + 1, size)
-    return best
+    """Return the offset of the next chunk that is whole by its own lengths."""
+    for match in _CHUNK_START.finditer(data, start, size):
+        if _is_chunk(data, match.start(), size):
+            return match.start()
+    return None
 
 
 def _is_chunk(data: mmap.mmap, offset: int, size: int) -> bool:
