@@ -39,7 +39,7 @@ def test_bad_mixes_are_refused(text):
 def test_falls_zone_entries_and_contacts_are_frequent_enough():
     profile = load_profile("tabletop")
     events, moving, angles = [], [], []
-    for episode in generate_episodes(profile, range(60), workers=2, render=False):
+    for episode in generate_episodes(profile, range(120), workers=2, render=False):
         events.append((episode.events == 1).any(axis=0))
         mug, tip = episode.labels[:, :2], episode.labels[:, 2:]
         moves = np.linalg.norm(np.diff(mug, axis=0), axis=1) > 1e-3
@@ -47,8 +47,8 @@ def test_falls_zone_entries_and_contacts_are_frequent_enough():
         behind = (tip - mug)[:-1][moves]
         angles.extend(np.arctan2(behind[:, 1], behind[:, 0]))
     falls, zones = np.mean(events, axis=0)
-    assert 0.06 <= falls <= 0.25  # 10 to 20 % is meant, give or take the luck of 60 episodes
-    assert 0.06 <= zones <= 0.25
+    assert 0.07 <= falls <= 0.23  # 10 to 20 % is meant, give or take the luck of 120 episodes
+    assert 0.07 <= zones <= 0.23
     assert np.mean(moving) > 0.15
     sides, _ = np.histogram(angles, bins=8, range=(-math.pi, math.pi))
     assert sides.min() > 0.03 * len(angles)  # the mug is pushed from every side
