@@ -26,7 +26,6 @@ from wm_node.cli.processes import node_environment, private_domain
 from wm_node.nodes import common
 from wm_node.nodes.lifecycle import Caller, bring_up
 from wm_node.profile import load_profile
-from wm_node.safety.reasons import Reason
 
 GATE, ROBOT = "/safety_gate", "/sim_robot"
 # Joint speeds in rad/s: below the first the arm stands still, above the second it moves.
@@ -59,10 +58,13 @@ class Bench:
         self.commands: list[Timed] = []
         self.statuses: list[str] = []
         self.diagnostics: list[Timed] = []
+        self.last_status = DiagnosticStatus()
+        self.planned = 0
         many = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
         subscribe = self.node.create_subscription
         subscribe(JointState, "joint_states", self._on_joints, many)
         subscribe(TwistStamped, "command", self._on_command, many)
+        subscribe(TwistStamped, "mpc_planner/command", self._on_planned, many)
         subscribe(DiagnosticStatus, f"{GATE}/status", self._on_status, common.LATCHED_QOS)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, many)
 
@@ -75,7 +77,11 @@ class Bench:
         linear = message.twist.linear
         self.commands.append(Timed(_seconds(message.header), float(np.hypot(linear.x, linear.y))))
 
+    def _on_planned(self, message: TwistStamped) -> None:
+        self.planned += 1
+
     def _on_status(self, message: DiagnosticStatus) -> None:
+        self.last_status = message
         self.statuses.append(message.message)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -178,10 +184,16 @@ class Bench:
         last = max(i for i, s in enumerate(self.speeds) if s.value >= STILL)
         return self.speeds[last + 1].stamp_s
 
+    def passes(self) -> bool:
+        """Whether the gate passes commands; resets it where it is latched."""
+        if self.latched():
+            self.trigger("safety_gate/reset")
+        return self.statuses[-1:] == ["PASS OK"]
+
     def latched(self) -> bool:
         """Whether the gate holds until a reset."""
-        state, _, reason = self.statuses[-1].partition(" ")
-        return state == "HOLD" and Reason[reason].latching
+        pairs = {pair.key: pair.value for pair in self.last_status.values}
+        return pairs.get("latched") == "True"
 
     def wait_for_reason(self, reason: str) -> None:
         self.wait(lambda: self.statuses[-1:] == [f"HOLD {reason}"], f"no HOLD {reason}")

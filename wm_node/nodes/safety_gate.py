@@ -6,7 +6,7 @@ pure state machine of :mod:`wm_node.safety.gate`; this module is its wiring to R
 What a planner must do (any command source that takes the planner's place must do the same)
 -------------------------------------------------------------------------------------------
 ``mpc_planner/heartbeat`` (``std_msgs/Header``, QoS ``HEARTBEAT_QOS`` of ``nodes/common.py``):
-    Published at 20 Hz or faster from a steady timer of the executor, never from the inference
+    Published at 50 Hz from a steady timer of the executor, never from the inference
     thread, in the active state, from ``activate`` on.
 
     - ``stamp``: the stamp of the last completed plan, i.e. of its command; 0 before the first.
@@ -19,9 +19,10 @@ What a planner must do (any command source that takes the planner's place must d
       fault. The publisher is created in ``configure`` and lives until ``cleanup``.
 
     The topic's DDS liveliness (lease ``HEARTBEAT_LEASE_S``, renewed by the DDS library itself)
-    tells the gate of the death of the process within the lease. Apart from that it brakes when no
-    heartbeat has come for ``safety.max_heartbeat_age_s``, and when the stamp of an ``OK``
-    heartbeat has not changed for ``safety.max_plan_age_s``. These three latch.
+    tells the gate of the death of the process within the lease; it brakes at once if no heartbeat
+    contradicts it (``doubt_s``). Apart from that it brakes when no heartbeat has come for
+    ``safety.max_heartbeat_age_s``, and when the stamp of an ``OK`` heartbeat has not changed for
+    ``safety.max_plan_age_s``. These three latch when they last for ``latch_after_s``.
 
 ``mpc_planner/verdict`` (``PointCloud2``, ``COMMAND_QOS``), published *before* its command:
     Height 1, width = steps (or 1), ``header.stamp`` equal to the command's to the nanosecond.
@@ -49,6 +50,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,8 @@ class SafetyGate(common.ManagedNode):
             ("verdict_wait_s", "how long a command may wait for its verdict"),
             ("stamp_ahead_s", "how far in the future a command may be stamped"),
             ("clock_jump_s", "how far ROS and steady clock may part between two decisions"),
+            ("doubt_s", "silence of the planner that confirms the middleware's word of its death"),
+            ("latch_after_s", "how long the planner may be lost before that latches"),
             ("unverified_scale", "share of the speed limits for unverified commands"),
             ("joint_speed_margin", "measured joint speed over its limit at which to brake"),
         ):
@@ -113,8 +117,8 @@ class SafetyGate(common.ManagedNode):
     def configure(self) -> None:
         """Load the profile, check its limits, create publishers and subscriptions."""
         self._profile = load_profile(self.get_parameter("robot").value)
-        names = ("verdict_wait_s", "stamp_ahead_s", "clock_jump_s", "unverified_scale")
-        values = {n: self.get_parameter(n).value for n in (*names, "joint_speed_margin")}
+        names = (field.name for field in fields(GateConfig) if field.name != "period_s")
+        values = {name: self.get_parameter(name).value for name in names}
         self._config = GateConfig(period_s=1.0 / self.get_parameter("rate_hz").value, **values)
         self._gate = Gate(self._profile, self._config)
         action = self._profile.action
@@ -290,7 +294,7 @@ class SafetyGate(common.ManagedNode):
         return response
 
     def _refuse_while_active(self, parameters: Sequence[Any]) -> SetParametersResult:
-        own = {"robot", "rate_hz", "shadow"} | set(GateConfig.__dataclass_fields__)
+        own = {"robot", "rate_hz", "shadow"} | {field.name for field in fields(GateConfig)}
         fixed = sorted(p.name for p in parameters if p.name in own)
         if fixed and self._timer is not None:
             reason = f"{', '.join(fixed)} cannot change while the gate is active; deactivate it"

@@ -52,6 +52,9 @@ class GateConfig:
             ROS clock may stand still.
         unverified_scale: share of the speed limits that an unverified command may use, where the
             profile limits instead of stopping.
+        doubt_s: silence of the planner that confirms the middleware's word that it is dead.
+        latch_after_s: how long the planner may be lost or its plans stale before it latches. A
+            machine under load may stall a process; a process that was started anew takes longer.
         joint_speed_margin: measured joint speed over the profile's limit at which to brake.
     """
 
@@ -60,6 +63,8 @@ class GateConfig:
     stamp_ahead_s: float = 0.05
     clock_jump_s: float = 0.2
     unverified_scale: float = 0.25
+    doubt_s: float = 0.045
+    latch_after_s: float = 1.0
     joint_speed_margin: float = 1.2
 
 
@@ -172,6 +177,7 @@ class Gate:
         self._joint_fault = _Fault()
         self._anchored = False
         self._latched = _Fault()
+        self._planner_lost_s = math.inf
         self._stepped: tuple[float, int] | None = None
         self._clock_moved_s = -math.inf
 
@@ -280,6 +286,7 @@ class Gate:
         if publishers > 1:
             raise WmError("another node still publishes commands to the robot; stop it first.")
         self._latched = _Fault()
+        self._planner_lost_s = math.inf
         self._inputs = _Inputs()
         self._anchored = False
 
@@ -304,7 +311,7 @@ class Gate:
         self._anchor()
         fault = self._fault(now_s, ros_ns, publishers)
         self._stepped = (now_s, ros_ns)
-        if fault.reason.latching and self._latched.reason is Reason.OK:
+        if self._latches(fault.reason, now_s) and self._latched.reason is Reason.OK:
             self._latched = fault
         if self._latched.reason is not Reason.OK:
             fault = self._latched
@@ -323,6 +330,13 @@ class Gate:
         if unverified:
             return self._decision(State.LIMIT, _Fault(Reason.UNVERIFIED, unverified))
         return self._decision(State.PASS if limit is Reason.OK else State.LIMIT, _Fault(limit))
+
+    def _latches(self, reason: Reason, now_s: float) -> bool:
+        if reason not in (Reason.HEARTBEAT_LOST, Reason.PLAN_STALE):
+            self._planner_lost_s = math.inf
+            return reason.latching
+        self._planner_lost_s = min(self._planner_lost_s, now_s)
+        return now_s - self._planner_lost_s >= self._config.latch_after_s
 
     def _decision(self, state: State, fault: _Fault) -> Decision:
         return Decision(
@@ -372,9 +386,10 @@ class Gate:
     def _planner_fault(self, now_s: float, ros_ns: int) -> _Fault:
         planner, safety = self._inputs.planner, self._profile.safety
         if planner.armed:
-            if not planner.alive:
-                return _Fault(Reason.HEARTBEAT_LOST, "its process is gone")
             silent_s = now_s - planner.heard_s
+            # On a loaded machine the middleware alone is wrong at times; a heartbeat proves it so.
+            if not planner.alive and silent_s > self._config.doubt_s:
+                return _Fault(Reason.HEARTBEAT_LOST, "its process is gone")
             if silent_s > safety.max_heartbeat_age_s:
                 return _Fault(Reason.HEARTBEAT_LOST, f"silent for {silent_s:.3f} s")
             stale_s = now_s - planner.progress_s
