@@ -9,12 +9,18 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from geometry_msgs.msg import TwistStamped
+from rosgraph_msgs.msg import Clock
 
 from wm_node.errors import WmError
+from wm_node.nodes.common import set_stamp
 from wm_node.nodes.lifecycle import bring_up
+from wm_node.profile import load_profile
 
 Note = Callable[[str, float], None]
 
@@ -107,8 +113,6 @@ def test_stale_joint_states_stop_the_robot(upstream: Any) -> None:
 
 def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any) -> None:
     upstream.moving()
-    from geometry_msgs.msg import TwistStamped
-
     intruder = upstream.node.create_publisher(TwistStamped, "command", 1)
     upstream.braking_onset()
     upstream.wait_for_reason("SECOND_PUBLISHER")
@@ -164,6 +168,81 @@ def test_in_shadow_nothing_is_commanded(robot: Any) -> None:
     assert not robot.commands
     assert robot.end("gate") == 0
     assert robot.end("upstream") == 0
+
+
+@pytest.fixture
+def joint_profile(tmp_path: Path) -> Path:
+    """Write a profile of the same arm that is driven by joint positions; return its path."""
+    data = load_profile("tabletop").dump()
+    names = data["joints"]["names"]
+    data["action"] = {
+        "kind": "joint_position",
+        "names": names,
+        "units": ["rad"] * len(names),
+        "lower": data["joints"]["lower"],
+        "upper": data["joints"]["upper"],
+        "max_acceleration": [10.0] * len(names),
+        "rate_hz": 10,
+        "topic": "command_trajectory",
+        "message": "trajectory_msgs/msg/JointTrajectory",
+        "fields": ["positions"],
+        "readback": {
+            "topic": "joint_states",
+            "message": "sensor_msgs/msg/JointState",
+            "fields": ["position"],
+        },
+    }
+    data["joints"]["max_velocity"] = [1.0] * len(names)
+    file = tmp_path / "joints.yaml"
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("victim", ["gate", "upstream"])
+def test_joint_trajectories_end_at_rest_whoever_is_killed(
+    robot: Any, joint_profile: Path, victim: str, measure: Note
+) -> None:
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    robot.trigger("sim_robot/reset")
+    robot.start_gate("-p", f"robot:={joint_profile}")
+    robot.start_upstream(str(joint_profile))
+    robot.statuses.clear()
+    target = [robot.positions[name] for name in robot.profile.joints.names]
+    target[0] += 1.5
+    robot.tell(values=target)
+    robot.wait(lambda: robot.speeds[-1].value > 0.9, "the arm did not move")
+    assert "LIMIT VELOCITY_LIMIT" in robot.statuses
+    killed_s = robot.kill(victim)
+    still_s = robot.standstill()
+    measure("standstill_ms", 1e3 * (still_s - killed_s))
+    assert still_s - killed_s <= ONSET_S + robot.profile.safety.stopping_time_s
+    assert robot.positions["base_yaw"] < target[0] - 0.5  # it was stopped, it did not arrive
+
+
+def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    jump_ns = 0
+    publisher = robot.node.create_publisher(Clock, "/clock", 10)
+
+    def tick() -> None:
+        message = Clock()
+        set_stamp(message.clock, time.time_ns() + jump_ns)
+        publisher.publish(message)
+
+    timer = robot.node.create_timer(0.01, tick)
+    robot.start_gate("-p", "use_sim_time:=true")
+    robot.start_upstream()
+    robot.moving()
+    jump_ns = 3_000_000_000
+    robot.braking_onset()
+    robot.wait_for_reason("CLOCK_JUMP")
+    assert robot.latched()
+    robot.node.destroy_timer(timer)
+    robot.node.destroy_publisher(publisher)
+    robot.kill("upstream")
+    robot.kill("gate")
 
 
 @pytest.mark.parametrize(
