@@ -130,13 +130,15 @@ def test_an_interrupted_run_goes_on(bags, tmp_path, capsys):
 
 def test_compressed_images_of_another_size(tmp_path):
     out = tmp_path / "bags"
-    assert collect(out, "--episodes", "1", "--images", "compressed", "--image-size", "64x48") == 0
+    words = ["--images", "compressed", "--image-size", "64x48", "--camera-rate", "10"]
+    assert collect(out, "--episodes", "1", *words) == 0
     with AnyReader([out / f"episode_{SEED:08d}"]) as reader:
         wanted = [c for c in reader.connections if c.topic == "/image_raw/compressed"]
         (connection,) = wanted
         assert connection.msgtype == "sensor_msgs/msg/CompressedImage"
         _, _, data = next(reader.messages(connections=wanted))
         assert decode_image(reader.deserialize(data, connection.msgtype)).shape == (48, 64, 3)
+        assert connection.msgcount == 61
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,7 @@ def test_compressed_images_of_another_size(tmp_path):
         (["--image-size", "9999x10"], "--image-size"),
         (["--behaviours", "dance"], "dance"),
         (["--seed", "-1"], "--seed"),
+        (["--camera-rate", "30"], "divide"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tmp_path, capsys, words, told):

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares of wander, aimed, edge, zone",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
+    parser.add_argument(
+        "--camera-rate",
+        type=float,
+        default=None,
+        help="frames a second, a divisor of 100; default: the profile's. Training needs one a tick",
+    )
     parser.add_argument("--images", choices=("raw", "compressed"), default="raw", help="transport")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode; others follow")
     parser.add_argument("--workers", type=int, default=2, help="processes")
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         behaviours=dict(parse_mix(args.behaviours).shares),
         width=width,
         height=height,
-        camera_rate_hz=camera.rate_hz,
+        camera_rate_hz=args.camera_rate or camera.rate_hz,
         images=args.images,
     )
     began = time.monotonic()
@@ -100,6 +106,9 @@ def _check(args: argparse.Namespace, profile: RobotProfile) -> None:
         raise WmError("--seed must not be negative.")
     if args.workers < 1:
         raise WmError("--workers must be at least 1.")
+    rate = profile.cameras[0].rate_hz if args.camera_rate is None else args.camera_rate
+    if not (1 <= rate <= 100 and 100 % rate == 0):
+        raise WmError(f"the camera rate {rate:g} must divide 100 Hz, such as 10, 20 or 50.")
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
