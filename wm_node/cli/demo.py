@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +20,12 @@ from wm_node.cli.processes import (
     interrupts_on_termination,
     node_command,
     node_environment,
+    own_environment,
+    prepare_output,
     private_domain,
+    ros_arguments,
+    with_reason,
+    write_profile,
 )
 from wm_node.errors import WmError
 from wm_node.resources import resource
@@ -32,8 +35,6 @@ if TYPE_CHECKING:  # ROS is imported once its environment is set
     from wm_node.nodes.demo_driver import Progress as Present
     from wm_node.reporting.summary import Episode
 
-# What a run leaves behind; an older run's are replaced, anything else in the folder is kept.
-OUTPUTS = ("summary.json", "report.html", "bag", "log")
 START_S, PER_EPISODE_S = 90.0, 30.0
 
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "
             "simulated; 'wm demo' drives only a simulated one."
         )
-    out = _prepare(args.out)
+    out = prepare_output(args.out, "demo")
     console = Console(stderr=False, highlight=False)
     started, started_s = time.monotonic(), time.time()
     limit_s = args.timeout or START_S + PER_EPISODE_S * args.episodes
@@ -97,27 +98,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(out: Path) -> Path:
-    """Make the output folder and clear away an older run's results; nothing else is touched."""
-    out = out.expanduser().resolve()
-    try:
-        if out.exists() and any(out.iterdir()) and not (out / ".wm_demo").exists():
-            raise WmError(
-                f"{out} holds files that 'wm demo' did not write; choose another --out folder."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".wm_demo").touch()
-        for name in OUTPUTS:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WmError(f"cannot write to {out}: {error.strerror or error}.") from error
-    return out
-
-
 def _drive(
     args: argparse.Namespace, bundle: Bundle, out: Path, deadline: float, console: Console
 ) -> tuple[list[Episode], dict[str, dict[str, str]]]:
@@ -125,7 +105,7 @@ def _drive(
     log_dir = out / "log"
     with private_domain() as domain:
         environment = node_environment(domain, log_dir)
-        with _as_own(environment), ProcessGroup(environment, log_dir) as processes:
+        with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
             _start(args, bundle, out, processes)
             console.print(
                 f"started {', '.join(processes.pids)} (ROS domain {domain}); the robot is simulated"
@@ -145,23 +125,11 @@ def _drive(
                 try:
                     driver.bring_up()
                 except WmError as error:
-                    raise _with_reason(error, processes) from error
+                    raise with_reason(error, processes) from error
                 episodes = _episodes(driver, args.episodes, console)
                 driver.take_down()
                 values = driver.values
     return episodes, values
-
-
-@contextmanager
-def _as_own(environment: dict[str, str]) -> Iterator[None]:
-    """Give this process the nodes' ROS environment for a while: the driver is a node as well."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _start(args: argparse.Namespace, bundle: Bundle, out: Path, processes: ProcessGroup) -> None:
@@ -170,55 +138,32 @@ def _start(args: argparse.Namespace, bundle: Bundle, out: Path, processes: Proce
         for name in ("world_model", "mpc_planner", "safety_gate", "flight_recorder")
     }
     robot = out / "log" / "robot.yaml"
-    _write_profile(robot, bundle)
+    write_profile(robot, bundle.profile)
     common = {"robot": str(robot), "bundle": str(bundle.path)}
     processes.start(
-        "sim_robot", node_command("sim_robot", _ros({"robot": str(robot), "seed": args.seed}))
+        "sim_robot",
+        node_command("sim_robot", ros_arguments({"robot": str(robot), "seed": args.seed})),
     )
     processes.start(
         "safety_gate",
-        node_command("safety_gate", _ros({"robot": str(robot)}, config["safety_gate"])),
+        node_command("safety_gate", ros_arguments({"robot": str(robot)}, config["safety_gate"])),
     )
     processes.start(
         "flight_recorder",
         node_command(
             "flight_recorder",
-            _ros(common | {"bag_path": str(out / "bag")}, config["flight_recorder"]),
+            ros_arguments(common | {"bag_path": str(out / "bag")}, config["flight_recorder"]),
         ),
     )
     processes.start(
         "world_model",
         node_command(
             "world_model",
-            _ros(common | {"backend": args.backend}, config["world_model"], config["mpc_planner"]),
+            ros_arguments(
+                common | {"backend": args.backend}, config["world_model"], config["mpc_planner"]
+            ),
         ),
     )
-
-
-def _write_profile(path: Path, bundle: Bundle) -> None:
-    """Write the profile that the bundle was made for; simulator, gate and recorder use it."""
-    import yaml
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(bundle.profile.dump(), sort_keys=False), encoding="utf-8")
-
-
-def _ros(parameters: dict[str, Any], *files: str) -> list[str]:
-    words = ["--ros-args"]
-    for file in files:
-        words += ["--params-file", file]
-    for name, value in parameters.items():
-        words += ["-p", f"{name}:={value}"]
-    return words
-
-
-def _with_reason(error: WmError, processes: ProcessGroup) -> WmError:
-    """Add what the node that refused wrote into its log."""
-    for name in processes.pids:
-        fault = processes.fault(name)
-        if fault is not None:
-            return WmError(f"{error} It says: {fault}")
-    return error
 
 
 def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]:

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import yaml
+
 from wm_node.errors import WmError
+from wm_node.profile import RobotProfile
 from wm_node.resources import resource
+
+# What a run of a command leaves in its folder.
+OUTPUTS = ("summary.json", "report.html", "bag", "log")
 
 _PR_SET_PDEATHSIG = 1
 _LOG_TAIL_BYTES = 16_384
@@ -89,6 +96,69 @@ def node_environment(domain: int, log_dir: Path) -> dict[str, str]:
     for name in ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"):
         environment.pop(name, None)
     return environment
+
+
+@contextmanager
+def own_environment(environment: dict[str, str]) -> Iterator[None]:
+    """Give this process the nodes' environment for a while: it takes part as a node as well."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def prepare_output(out: Path, command: str) -> Path:
+    """Make a command's output folder and clear away the results of an older run of it.
+
+    Args:
+        out: the folder; it may exist.
+        command: name of the command; a marker file says that a folder is its own.
+
+    Raises:
+        WmError: the folder holds files of somebody else, or cannot be written.
+    """
+    out = out.expanduser().resolve()
+    marker = out / f".wm_{command}"
+    try:
+        if out.exists() and any(out.iterdir()) and not marker.exists():
+            raise WmError(
+                f"{out} holds files that 'wm {command}' did not write; choose another --out folder."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        for name in OUTPUTS:
+            path = out / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WmError(f"cannot write to {out}: {error.strerror or error}.") from error
+    return out
+
+
+def write_profile(path: Path, profile: RobotProfile) -> None:
+    """Write a profile for the node processes to load (WmError: the disk refuses it)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(profile.dump(), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def ros_arguments(parameters: dict[str, Any], *files: str) -> list[str]:
+    """Return the command-line words that give a node its parameter files and parameters."""
+    words = ["--ros-args"]
+    for file in files:
+        words += ["--params-file", file]
+    for name, value in parameters.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        words += ["-p", f"{name}:={text}"]
+    return words
 
 
 def node_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
@@ -205,6 +275,15 @@ class ProcessGroup:
                 return True
             time.sleep(0.02)
         return False
+
+
+def with_reason(error: WmError, processes: ProcessGroup) -> WmError:
+    """Add to an error what the node that refused wrote into its log."""
+    for name in processes.pids:
+        fault = processes.fault(name)
+        if fault is not None:
+            return WmError(f"{error} It says: {fault}")
+    return error
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

@@ -141,6 +141,11 @@ class Bag:
             self._reader.close()
             self._reader = None
 
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first message of the open bag to its last."""
+        return float(self._opened().duration) * 1e-9
+
     def _read_index(self, reader: Reader) -> None:
         grouped: dict[str, list[Connection]] = {}
         for connection in reader.connections:

@@ -20,10 +20,11 @@ from wm_node.reporting.report import ReportData, Scene, write_report
 from wm_node.reporting.run_log import NS, RunLog, read_run
 from wm_node.reporting.summary import (
     Episode,
+    count_of,
     gate_spans,
     interventions,
     machine,
-    number,
+    percentiles_of,
     wilson95,
     write_json,
 )
@@ -70,13 +71,13 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
         "falls": sum(episode.fell for episode in episodes),
         "zone_entries": sum(episode.zone for episode in episodes),
         "interventions": dict(interventions(gate_spans(log), windows)),
-        "plan_ms": _percentiles(planner, "plan_ms"),
-        "frame_to_command_ms": _percentiles(planner, "frame_to_command_ms"),
-        "cycles": _count(planner, "cycles"),
-        "deadline_misses": _count(planner, "deadline_misses"),
+        "plan_ms": percentiles_of(planner, "plan_ms"),
+        "frame_to_command_ms": percentiles_of(planner, "frame_to_command_ms"),
+        "cycles": count_of(planner, "cycles"),
+        "deadline_misses": count_of(planner, "deadline_misses"),
         "control_hz": _control_rate(log, windows),
-        "frames_published": _count(run.values.get("sim_robot", {}), "frames_published"),
-        "frames_received": _count(run.values.get("world_model", {}), "frames_received"),
+        "frames_published": count_of(run.values.get("sim_robot", {}), "frames_published"),
+        "frames_received": count_of(run.values.get("world_model", {}), "frames_received"),
         "backend": run.values.get("world_model", {}).get("backend", run.backend),
         "bundle_sha256": run.bundle.sha256,
         "bag": str(run.out / "bag"),
@@ -90,15 +91,6 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
             for episode in episodes
         ],
     }
-
-
-def _percentiles(values: dict[str, str], key: str) -> dict[str, float]:
-    return {name: number(values, f"{key}_{name}") for name in ("p50", "p99")}
-
-
-def _count(values: dict[str, str], key: str) -> int | None:
-    found = number(values, key)
-    return int(found) if np.isfinite(found) else None
 
 
 def _control_rate(log: RunLog, windows: list[tuple[int, int]]) -> float:

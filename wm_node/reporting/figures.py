@@ -199,36 +199,34 @@ def timeline(
         seconds: length of the run.
         gate: (from_s, to_s, state) spans.
         risks: by event; thresholds likewise.
-        surprise: ratio to its calibrated threshold, or None.
+        surprise: standardised; 1 is usual. Or None.
         episodes: (from_s, to_s, colour) spans.
     """
-    rows = 1 + bool(risks) + (surprise is not None)
+    heights = [0.4] * bool(gate) + [1.0] * (bool(risks) + (surprise is not None))
     figure, axes = _chart(
-        10.4,
-        0.75 + 1.25 * (rows - 1),
-        rows,
-        gridspec_kw={"height_ratios": [0.4] + [1.0] * (rows - 1)},
+        10.4, 0.35 + 1.25 * sum(heights), len(heights), gridspec_kw={"height_ratios": heights}
     )
-    band = axes[0]
-    for start, end, state in gate:
-        band.barh(0, end - start, left=start, height=1.0, color=STATE_COLOURS.get(state, MUTED))
-    band.set(yticks=[], ylim=(-0.5, 0.5), xlim=(0, max(seconds, 0.1)), ylabel="gate")
-    band.grid(visible=False)
-    index = 1
+    left = list(axes)
+    if gate:
+        band = left.pop(0)
+        for start, end, state in gate:
+            band.barh(0, end - start, left=start, height=1.0, color=STATE_COLOURS.get(state, MUTED))
+        band.set(yticks=[], ylim=(-0.5, 0.5), ylabel="gate")
+        band.grid(visible=False)
+    charts = list(left)
     if risks:
-        _risk_lines(axes[index], zero_ns, risks, thresholds)
-        axes[index].legend(loc="upper right", ncols=5, fontsize=7.5)
-        index += 1
+        chart = left.pop(0)
+        _risk_lines(chart, zero_ns, risks, thresholds)
+        chart.legend(loc="upper right", ncols=5, fontsize=7.5)
     if surprise is not None:
-        axes[index].plot(
-            surprise.seconds(zero_ns), surprise.values[:, 0], color=VIOLET, lw=1.0, label="surprise"
-        )
-        axes[index].axhline(1.0, color=VIOLET, lw=0.8, ls=":")
-        axes[index].set(ylabel="surprise", ylim=(0, None))
+        chart = left.pop(0)
+        chart.plot(surprise.seconds(zero_ns), surprise.values[:, 0], color=VIOLET, lw=1.0)
+        chart.axhline(1.0, color=VIOLET, lw=0.8, ls=":")
+        chart.set(ylabel="surprise", ylim=(0, None))
     for start, end, colour in episodes:
-        for axis in axes[1:]:
+        for axis in charts:
             axis.axvspan(start, end, color=colour, alpha=0.07, lw=0)
-    axes[-1].set_xlabel("s")
+    axes[-1].set(xlabel="s", xlim=(0, max(seconds, 0.1)))
     return _svg(figure)
 
 

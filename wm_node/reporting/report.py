@@ -14,10 +14,18 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from wm_node.errors import WmError
+from wm_node.profile import RobotProfile
 from wm_node.reporting import figures
 from wm_node.reporting.hindsight import Moment, StepScores
 from wm_node.reporting.run_log import NS, RunLog, Series, nearest_stamp, read_frames
-from wm_node.reporting.summary import BENIGN, Episode, GateSpan, gate_spans, seconds_by_reason
+from wm_node.reporting.summary import (
+    BENIGN,
+    Episode,
+    GateSpan,
+    gate_spans,
+    number,
+    seconds_by_reason,
+)
 
 STRIP_FRAMES = 8
 STRIP_WIDTH = 200
@@ -71,10 +79,16 @@ def write_report(path: Path, data: ReportData) -> None:
         raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
+def joint_unit(profile: RobotProfile) -> str:
+    """Name the joints' unit for a label; robots may mix radians with shares of a range."""
+    text = profile.joints.unit_text
+    return "mixed units" if "," in text else text
+
+
 def _page(data: ReportData) -> dict[str, Any]:
     log, spans = data.log, gate_spans(data.log)
     latencies = {name: values for name, values in data.latencies.items() if values.size}
-    unit = log.profile.joints.unit_text
+    unit = joint_unit(log.profile)
     return {
         "title": data.title,
         "subtitle": data.subtitle,
@@ -87,6 +101,7 @@ def _page(data: ReportData) -> dict[str, Any]:
         "scores_note": f"mean over {data.scores.moments} moments" if data.scores else "",
         "traces": _traces(data),
         "timeline": _timeline(data, spans),
+        "timeline_title": "Risk, surprise and the gate" if spans else "Risk and surprise",
         "states": list(figures.STATE_COLOURS.items()),
         "latency": Markup(figures.histogram(latencies, data.deadline_ms)) if latencies else None,
         "latency_note": "; ".join(
@@ -129,8 +144,9 @@ def _shown(moments: Sequence[Moment], most: int = 4) -> list[Moment]:
 
 
 def _risks(log: RunLog, start_ns: int, end_ns: int) -> dict[str, Series]:
+    """Predicted risk by event: of the commands, or without any of going on as now."""
     found = {}
-    for name, series in log.verdicts.items():
+    for name, series in (log.verdicts or log.foreseen).items():
         part = series.between(start_ns, end_ns)
         if name.startswith(_RISK) and np.isfinite(part.values).any():
             found[name.removeprefix(_RISK)] = part
@@ -230,9 +246,7 @@ def _moment(moment: Moment, data: ReportData) -> dict[str, Any]:
 def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
     log = data.log
     risks = _risks(log, log.start_ns, log.end_ns)
-    surprise = log.verdicts.get("surprise")
-    if surprise is not None and not np.isfinite(surprise.values).any():
-        surprise = None
+    surprise = _surprise(data)
     if not spans and not risks and surprise is None:
         return None
     zero = log.start_ns
@@ -258,6 +272,20 @@ def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
             ],
         )
     )
+
+
+def _surprise(data: ReportData) -> Series | None:
+    """Surprise of each command, or without commands what /diagnostics said once a second."""
+    log = data.log
+    series = log.verdicts.get("surprise")
+    if series is None or not np.isfinite(series.values).any():
+        said = [
+            (status.stamp_ns, [number(status.values, "surprise")])
+            for status in log.diagnostics
+            if status.name.startswith("world_model:")
+        ]
+        series = Series.of([row for row in said if np.isfinite(row[1][0])], 1)
+    return series if series.stamps.size else None
 
 
 def _gate_rows(spans: Sequence[GateSpan]) -> list[dict[str, Any]]:

@@ -72,6 +72,8 @@ class RunLog:
         applied: the actions really applied, (N, A), by the profile's readback.
         commanded: stamps of the planner's commands.
         verdicts: worst value over the steps of each verdict channel, by name, each (N, 1).
+        foreseen: the same of the outcomes that the world model published for the plan, or for
+            going on as now, stamped with the state that they start from.
         gate: the gate's status at each change.
         diagnostics: everything on /diagnostics.
     """
@@ -87,6 +89,7 @@ class RunLog:
     applied: Series
     commanded: NDArray[np.int64]
     verdicts: dict[str, Series]
+    foreseen: dict[str, Series]
     gate: tuple[Status, ...]
     diagnostics: tuple[Status, ...]
 
@@ -191,6 +194,7 @@ class _Collector:
         self.applied: list[tuple[int, list[float]]] = []
         self.commanded: list[int] = []
         self.verdicts: dict[str, list[tuple[int, list[float]]]] = {}
+        self.foreseen: dict[str, list[tuple[int, list[float]]]] = {}
         self.gate: list[Status] = []
         self.diagnostics: list[Status] = []
 
@@ -213,6 +217,8 @@ class _Collector:
             found.append(lambda message, ns: self.commanded.append(_stamp(message, ns)))
         if _is_topic(topic, "mpc_planner/verdict"):
             found.append(self._add_verdict)
+        if _is_topic(topic, "world_model/outcomes"):
+            found.append(self._add_foreseen)
         if kind == "diagnostic_msgs/msg/DiagnosticStatus":
             found.append(lambda message, ns: self.gate.extend(_statuses(message, ns)))
         if kind == "diagnostic_msgs/msg/DiagnosticArray":
@@ -234,6 +240,13 @@ class _Collector:
         stamp = _stamp(message, recorded_ns)
         for name, value in _worst_of_cloud(message).items():
             self.verdicts.setdefault(name, []).append((stamp, [value]))
+
+    def _add_foreseen(self, message: Any, recorded_ns: int) -> None:
+        if message.height != 1:  # somebody else's candidates
+            return
+        stamp = _stamp(message, recorded_ns)
+        for name, value in _worst_of_cloud(message).items():
+            self.foreseen.setdefault(name, []).append((stamp, [value]))
 
 
 def _row(rows: list[tuple[int, list[float]]], field: str) -> Callable[[Any, int], None]:
@@ -277,6 +290,7 @@ def read_run(bag: str | Path, profile: RobotProfile) -> RunLog:
         applied=Series.of(collected.applied, len(profile.action.names)),
         commanded=np.array(sorted(collected.commanded), dtype=np.int64),
         verdicts={k: Series.of(rows, 1) for k, rows in collected.verdicts.items()},
+        foreseen={k: Series.of(rows, 1) for k, rows in collected.foreseen.items()},
         gate=tuple(collected.gate),
         diagnostics=tuple(collected.diagnostics),
     )

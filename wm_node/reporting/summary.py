@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wm_node.errors import WmError
-from wm_node.reporting.run_log import NS, RunLog, Status
+from wm_node.reporting.run_log import NS, RunLog
 from wm_node.safety.reasons import ORDINARY
 
 # Reasons for which the gate holds although nothing is wrong.
@@ -74,7 +74,7 @@ def wilson95(successes: int, count: int) -> tuple[float, float]:
 def gate_spans(log: RunLog) -> list[GateSpan]:
     """Return what the gate did over the run, from its status at each change."""
     changes = sorted(log.gate, key=lambda status: status.stamp_ns)
-    ends = [status.stamp_ns for status in changes[1:]] + [log.end_ns]
+    ends = [*(status.stamp_ns for status in changes[1:]), log.end_ns][: len(changes)]
     spans: list[GateSpan] = []
     for status, end_ns in zip(changes, ends, strict=True):
         state, _, reason = status.message.partition(" ")
@@ -104,21 +104,23 @@ def interventions(
     return found
 
 
-def last_values(statuses: Sequence[Status], name: str) -> dict[str, str]:
-    """Return the last values of each key of the statuses whose name begins with ``name``."""
-    values: dict[str, str] = {}
-    for status in statuses:
-        if status.name.startswith(name):
-            values |= status.values
-    return values
-
-
 def number(values: dict[str, str], key: str) -> float:
     """Return one diagnostic value as a number, NaN where absent."""
     try:
         return float(values[key])
     except (KeyError, ValueError):
         return float("nan")
+
+
+def count_of(values: dict[str, str], key: str) -> int | None:
+    """Return one diagnostic value as a count, None where absent."""
+    found = number(values, key)
+    return int(found) if math.isfinite(found) else None
+
+
+def percentiles_of(values: dict[str, str], key: str) -> dict[str, float]:
+    """Return ``p50`` and ``p99`` of a duration that diagnostics give as ``<key>_p50``."""
+    return {name: number(values, f"{key}_{name}") for name in ("p50", "p99")}
 
 
 def seconds_by_reason(spans: Sequence[GateSpan]) -> list[tuple[str, str, float]]:

@@ -1,0 +1,289 @@
+"""``wm replay``: a recorded bag through the real nodes in shadow mode; predicted against real."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from wm_node.bundle import Bundle, load_bundle
+from wm_node.cli.processes import (
+    ProcessGroup,
+    interrupts_on_termination,
+    node_command,
+    node_environment,
+    own_environment,
+    prepare_output,
+    private_domain,
+    ros_arguments,
+    with_reason,
+    write_profile,
+)
+from wm_node.data.bags import Bag, BagError, find_bags
+from wm_node.errors import WmError
+from wm_node.profile import Camera, RobotProfile, load_profile
+from wm_node.resources import resource
+
+IMAGE_TRANSPORTS = {
+    "sensor_msgs/msg/Image": "raw",
+    "sensor_msgs/msg/CompressedImage": "compressed",
+}
+NS = 1_000_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("bag", type=Path, help="rosbag2 bag to play")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle whose model looks on")
+    parser.add_argument("--robot", help="robot profile (default: the bundle's)")
+    parser.add_argument("--out", type=Path, default=Path("wm_replay"), help="folder of the results")
+    parser.add_argument("--rate", type=float, default=1.0, help="playback rate; 1: as recorded")
+    parser.add_argument("--seconds", type=float, help="play only so much of the recording")
+    parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play the bag; write summary, report and the bag of what the nodes made of it."""
+    if not 0.05 <= args.rate <= 20.0:
+        raise WmError(f"--rate {args.rate:g} is not between 0.05 and 20.")
+    bundle = load_bundle(args.bundle)
+    profile = bundle.profile if args.robot is None else load_profile(args.robot)
+    sources = find_bags([args.bag])
+    if len(sources) > 1:
+        raise WmError(f"{args.bag} holds {len(sources)} bags; name one of them.")
+    console = Console(highlight=False)
+    started = time.monotonic()
+    with interrupts_on_termination():
+        try:
+            with Bag(sources[0]) as bag:
+                matched, topics = match_topics(profile, bag_topics(bag))
+                out = prepare_output(args.out, "replay")
+                played, values = _drive(args, bundle, matched, bag, topics, out, console)
+        except BagError as error:
+            raise WmError(f"the bag {sources[0].path}: {error}.") from error
+        console.print("all processes have stopped; comparing what was predicted with what happened")
+        from wm_node.reporting.replay import ReplayRun, finish
+
+        summary = finish(
+            ReplayRun(
+                out=out,
+                source=sources[0].path,
+                bundle=bundle,
+                profile=matched,
+                backend=args.backend,
+                rate=args.rate,
+                played=played,
+                values=values,
+                wall_s=time.monotonic() - started,
+            )
+        )
+    if args.json is not None:
+        from wm_node.reporting.summary import write_json
+
+        write_json(args.json, summary)
+    _tell(console, summary, out)
+    return 0
+
+
+def bag_topics(bag: Bag) -> dict[str, str]:
+    """Return message type by topic, of the topics that hold messages."""
+    return {name: info.msgtype for name, info in bag.topics.items() if info.count}
+
+
+def match_topics(
+    profile: RobotProfile, recorded: Mapping[str, str]
+) -> tuple[RobotProfile, dict[str, str]]:
+    """Find the profile's topics in a bag, in whatever namespace they were recorded.
+
+    Returns:
+        The profile with the bag's own topic names and image transports, and the message type of
+        each topic to be played.
+
+    Raises:
+        WmError: frames, joints or applied actions are missing.
+    """
+    topics: dict[str, str] = {}
+
+    def find(topic: str, kinds: tuple[str, ...]) -> str | None:
+        wanted = topic.lstrip("~/")
+        for name, kind in recorded.items():
+            if kind in kinds and (name == f"/{wanted}" or name.endswith(f"/{wanted}")):
+                topics[name] = kind
+                return name
+        return None
+
+    def need(topic: str, kinds: tuple[str, ...], what: str) -> str:
+        found = find(topic, kinds)
+        if found is None:
+            held = ", ".join(f"{name} ({kind})" for name, kind in sorted(recorded.items()))
+            raise WmError(
+                f"the bag has no topic '{topic}' of type {' or '.join(kinds)}, which carries "
+                f"{what}; it holds {held or 'nothing'}; correct the robot profile."
+            )
+        return found
+
+    def camera_of(camera: Camera) -> Camera:
+        plain = camera.topic.removesuffix("/compressed")
+        name = find(camera.topic, (camera.message,)) or need(
+            f"{plain}/compressed" if camera.transport == "raw" else plain,
+            tuple(IMAGE_TRANSPORTS),
+            f"the frames of camera '{camera.name}'",
+        )
+        return camera.model_copy(
+            update={"topic": name, "transport": IMAGE_TRANSPORTS[recorded[name]]}
+        )
+
+    cameras = tuple(camera_of(camera) for camera in profile.cameras)
+    joints = need(profile.joints.topic, ("sensor_msgs/msg/JointState",), "the joint positions")
+    readback = profile.action.readback
+    applied = need(readback.topic, (readback.message,), "the applied actions")
+    labels = tuple(
+        label.model_copy(update={"topic": find(label.topic, (label.message,)) or label.topic})
+        for label in profile.labels
+    )
+    events = tuple(
+        event.model_copy(update={"topic": find(event.topic, (event.message,)) or event.topic})
+        for event in profile.events
+    )
+    action = profile.action.model_copy(
+        update={
+            "readback": readback.model_copy(update={"topic": applied}),
+            # The planner's own topic must not be the one that the recording is played on.
+            "topic": "wm_replay/command",
+        }
+    )
+    matched = profile.model_copy(
+        update={
+            "cameras": cameras,
+            "joints": profile.joints.model_copy(update={"topic": joints}),
+            "action": action,
+            "labels": labels,
+            "events": events,
+        }
+    )
+    return matched, topics
+
+
+def _drive(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    profile: RobotProfile,
+    bag: Bag,
+    topics: dict[str, str],
+    out: Path,
+    console: Console,
+) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """Start the nodes, play, stop the nodes, whatever happens."""
+    log_dir = out / "log"
+    messages = bag.messages(list(topics))
+    try:
+        first = next(messages)
+    except StopIteration as error:
+        raise BagError("it holds no message of the robot's topics") from error
+    end_ns = first[1] + round(args.seconds * NS) if args.seconds else None
+    with private_domain() as domain:
+        environment = node_environment(domain, log_dir)
+        with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
+            _start(args, bundle, profile, out, processes)
+            console.print(
+                f"started {', '.join(processes.pids)} in ROS domain {domain}; shadow mode: nothing "
+                "is commanded",
+                soft_wrap=True,
+            )
+            from wm_node.nodes.bag_player import BagPlayer
+
+            with BagPlayer(topics, first[1], processes.check) as player:
+                try:
+                    player.bring_up([profile.cameras[0].topic, profile.joints.topic])
+                except WmError as error:
+                    raise with_reason(error, processes) from error
+                with _display(console, _seconds(bag, args.seconds)) as show:
+                    player.play(
+                        _until(first, messages, end_ns),
+                        args.rate,
+                        lambda now_ns: show((now_ns - first[1]) / NS),
+                    )
+                player.take_down()
+                return player.played, player.values
+
+
+def _until(
+    first: tuple[str, int, bytes], rest: Iterator[tuple[str, int, bytes]], end_ns: int | None
+) -> Iterator[tuple[str, int, bytes]]:
+    yield first
+    for item in rest:
+        if end_ns is not None and item[1] > end_ns:
+            return
+        yield item
+
+
+def _seconds(bag: Bag, limit: float | None) -> float:
+    whole = bag.duration_s
+    return whole if limit is None else min(limit, whole)
+
+
+def _start(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    profile: RobotProfile,
+    out: Path,
+    processes: ProcessGroup,
+) -> None:
+    robot = out / "log" / "robot.yaml"
+    write_profile(robot, profile)
+    common = {"robot": str(robot), "bundle": str(bundle.path), "use_sim_time": True}
+    recorder = ros_arguments(
+        common | {"bag_path": str(out / "bag")}, str(resource("config/flight_recorder.yaml"))
+    )
+    model = ros_arguments(
+        common | {"backend": args.backend, "shadow": True},
+        str(resource("config/world_model.yaml")),
+        str(resource("config/mpc_planner.yaml")),
+    )
+    processes.start("flight_recorder", node_command("flight_recorder", recorder))
+    processes.start("world_model", node_command("world_model", model))
+
+
+@contextmanager
+def _display(console: Console, seconds: float) -> Iterator[Callable[[float], None]]:
+    """Show how far the recording is, on a terminal only."""
+    if not console.is_terminal:
+        console.print(f"playing {seconds:.1f} s of the recording")
+        yield lambda at: None
+        return
+    columns = (
+        TextColumn("playing"),
+        BarColumn(bar_width=40),
+        TextColumn("{task.completed:.1f} of {task.total:.1f} s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=seconds)
+        yield lambda at: progress.update(task, completed=at)
+
+
+def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
+    lines = [
+        "",
+        f"frames       {summary['frames_received']} received of {summary['frames_played']} played",
+        f"bundle       {summary['bundle_sha256'][:16]} on {summary['backend']}",
+    ]
+    scores = summary["prediction"]
+    if scores is None:
+        lines.append("prediction   no moment with enough frames, joints and actions around it")
+    else:
+        for i, seconds in enumerate(scores["seconds"]):
+            lines.append(
+                f"{'prediction' if i == 0 else '':<12} {seconds:4.2f} s ahead: joint RMSE "
+                f"{scores['joint_rmse'][i]:.4f} (hold last {scores['joint_rmse_hold'][i]:.4f}), "
+                f"PSNR {scores['psnr'][i]:.1f} dB (copy last {scores['psnr_copy'][i]:.1f})"
+            )
+    lines += [f"report       {out / 'report.html'}", f"bag          {out / 'bag'}"]
+    console.print("\n".join(lines), soft_wrap=True)
