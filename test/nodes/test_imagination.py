@@ -14,8 +14,8 @@ def _frame(value: int) -> np.ndarray:
     return np.full((8, 16, 3), value, np.uint8)
 
 
-def _decode(latents: np.ndarray, latent_now: np.ndarray, frame_now: np.ndarray) -> np.ndarray:
-    return np.stack([_frame(int(latent[0])) for latent in latents])
+def _plan(*values: int) -> np.ndarray:
+    return np.stack([_frame(value) for value in values])
 
 
 def _tile(picture: np.ndarray, row: int, column: int) -> int:
@@ -29,10 +29,8 @@ def test_the_plan_of_one_horizon_ago_is_shown_beside_what_then_happened():
     for tick in range(7):
         imagination.see(tick * TICK, _frame(10 + tick))
         if tick in (0, 3, 6):
-            latents = np.array([[100 + tick], [110 + tick], [120 + tick]], np.float32)
-            picture = imagination.picture(
-                tick * TICK, latents, np.zeros(1, np.float32), _frame(10 + tick), _decode
-            )
+            plan = _plan(100 + tick, 110 + tick, 120 + tick)
+            picture = imagination.picture(tick * TICK, _frame(10 + tick), plan)
         if tick == 3:  # nothing is a horizon old yet
             assert not picture[8:].any()
     assert picture.shape == (24, 64, 3)
@@ -43,15 +41,14 @@ def test_the_plan_of_one_horizon_ago_is_shown_beside_what_then_happened():
 
 def test_a_frame_that_was_not_received_stays_black_and_reset_forgets():
     imagination = Imagination(horizon=2, step_ns=STEP, tick_ns=TICK)
-    latents, now = np.zeros((2, 1), np.float32), np.zeros(1, np.float32)
     imagination.see(0, _frame(50))
-    imagination.picture(0, latents, now, _frame(50), _decode)
+    imagination.picture(0, _frame(50), _plan(1, 2))
     imagination.see(4 * TICK, _frame(54))
-    picture = imagination.picture(4 * TICK, latents, now, _frame(54), _decode)
+    picture = imagination.picture(4 * TICK, _frame(54), _plan(3, 4))
     assert [_tile(picture, 2, column) for column in range(3)] == [50, 0, 54]
     imagination.reset()
     assert imagination.frame_at(0) is None
-    picture = imagination.picture(5 * TICK, latents, now, _frame(55), _decode)
+    picture = imagination.picture(5 * TICK, _frame(55), _plan(5, 6))
     assert not picture[8:].any()
 
 

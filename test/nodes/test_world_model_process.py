@@ -1,172 +1,44 @@
 """The whole process of /world_model and /mpc_planner, over real DDS, on a bundle of random weights.
 
-A robot of this file's own publishes frames and joints and records what comes back. Random
+The robot of ``conftest.py`` publishes frames and joints and records what comes back. Random
 predictions mean nothing, so every limit that judges them is far away.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rclpy
-import torch
 import yaml
-from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from sensor_msgs.msg import Image, JointState, PointCloud2
-from std_msgs.msg import Header
+from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import Bundle
-from wm_node.cli.processes import ProcessGroup, node_command, node_environment, private_domain
+from wm_node.cli.processes import ProcessGroup, node_command, node_environment
 from wm_node.errors import WmError
-from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.export import export_bundle
-from wm_node.model.world import WorldModelNet
-from wm_node.nodes.common import (
-    COMMAND_QOS,
-    HEARTBEAT_QOS,
-    RELIABLE_QOS,
-    SENSOR_QOS,
-    stamp_to_ns,
-    steady_clock,
-)
+from wm_node.nodes.common import RELIABLE_QOS, stamp_to_ns
 from wm_node.nodes.lifecycle import Caller
 from wm_node.nodes.pointcloud import pack, unpack
-from wm_node.profile import load_profile
 
 pytestmark = pytest.mark.timeout(120)
 
 PLANNER, WORLD = "mpc_planner", "world_model"
 JOINTS = ("base_yaw", "shoulder", "elbow", "wrist")
-
-
-class Robot:
-    """Publishes 20 frames and 100 joint states a second and records the process's messages."""
-
-    def __init__(self) -> None:
-        self.node = rclpy.create_node("robot")
-        self.frames_on = self.joints_on = True
-        self.encoding = "rgb8"
-        self.joint_names = list(JOINTS)
-        self.frames_sent = 0
-        self.got: dict[str, list[Any]] = {}
-        self._news = threading.Condition()
-        self._frames = self.node.create_publisher(Image, "image_raw", SENSOR_QOS)
-        self._joints = self.node.create_publisher(JointState, "joint_states", SENSOR_QOS)
-        self.goal_image = self.node.create_publisher(Image, "goal_image", RELIABLE_QOS)
-        self.candidates = self.node.create_publisher(
-            PointCloud2, f"{WORLD}/candidates", RELIABLE_QOS
-        )
-        for kind, topic, qos in (
-            (TwistStamped, f"{PLANNER}/command", COMMAND_QOS),
-            (PointCloud2, f"{PLANNER}/verdict", COMMAND_QOS),
-            (Header, f"{PLANNER}/heartbeat", HEARTBEAT_QOS),
-            (PointCloud2, f"{WORLD}/outcomes", RELIABLE_QOS),
-            (DiagnosticArray, "/diagnostics", RELIABLE_QOS),
-        ):
-            self.listen(kind, topic, qos)
-        clock = steady_clock()
-        self.node.create_timer(0.05, self._frame, clock=clock)
-        self.node.create_timer(0.01, self._joint, clock=clock)
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def listen(self, kind: type, topic: str, qos: Any) -> Any:
-        self.got[topic] = []
-        return self.node.create_subscription(kind, topic, lambda m: self._take(topic, m), qos)
-
-    def _take(self, topic: str, message: Any) -> None:
-        with self._news:
-            self.got[topic].append(message)
-            self._news.notify_all()
-
-    def await_(self, done: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
-        """Wait for messages until ``done()`` is true, and return it."""
-        deadline = time.monotonic() + timeout_s
-        with self._news:
-            while not (result := done()):
-                assert time.monotonic() < deadline, f"{what} within {timeout_s:g} s"
-                self._news.wait(0.1)
-        return result
-
-    def fresh(self, topic: str) -> list[Any]:
-        """Forget the topic's messages; return the list that new ones go to."""
-        with self._news:
-            self.got[topic] = []
-            return self.got[topic]
-
-    def await_reason(self, reason: str) -> None:
-        self.fresh(f"{PLANNER}/heartbeat")
-        beats = self.got
-        self.await_(
-            lambda: any(m.frame_id == reason for m in beats[f"{PLANNER}/heartbeat"]),
-            f"heartbeat says {reason}",
-        )
-
-    def await_diagnostics(self, name: str, accept: Callable[[str, dict[str, str]], bool]) -> Any:
-        self.fresh("/diagnostics")
-
-        def found() -> Any:
-            for array in self.got["/diagnostics"]:
-                for status in array.status:
-                    values = {pair.key: pair.value for pair in status.values}
-                    if status.name.startswith(name) and accept(status.message, values):
-                        return status.message, values
-            return None
-
-        return self.await_(found, f"diagnostics of {name}")
-
-    def now(self) -> Any:
-        return self.node.get_clock().now().to_msg()
-
-    def picture(self) -> Image:
-        channels = 3 if self.encoding == "rgb8" else 2
-        message = Image(height=48, width=64, encoding=self.encoding, step=64 * channels)
-        message.header.stamp = self.now()
-        row = np.arange(64 * channels) + self.frames_sent
-        message.data = np.tile(row % 256, 48).astype(np.uint8).tobytes()
-        return message
-
-    def _frame(self) -> None:
-        if self.frames_on:
-            self._frames.publish(self.picture())
-            self.frames_sent += 1
-
-    def _joint(self) -> None:
-        if self.joints_on:
-            message = JointState(name=self.joint_names, position=[0.1, 0.2, 0.3, 0.4])
-            message.header.stamp = self.now()
-            self._joints.publish(message)
-
-    def close(self) -> None:
-        self._executor.shutdown(timeout_sec=2.0)
-        self._thread.join(2.0)
-        self.node.destroy_node()
+COMMAND, VERDICT = f"{PLANNER}/command", f"{PLANNER}/verdict"
+Robot = Any  # the class of conftest.py
 
 
 class Rig:
     """The process under test, the robot, and a caller of services."""
 
-    def __init__(self, log: Path, group: ProcessGroup) -> None:
-        self.log, self.group = log, group
-        self.robot = Robot()
+    def __init__(self, log: Path, group: ProcessGroup, robot: Robot) -> None:
+        self.log, self.group, self.robot = log, group, robot
         self._node = rclpy.create_node("driver")
         self.caller = Caller(self._node, watch=group.check)
 
@@ -193,40 +65,6 @@ class Rig:
         self.robot.close()
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small model whose outcomes depend on frames and actions, at random."""
-    profile = load_profile("tabletop")
-    small = ModelConfig(
-        latent=32,
-        encoder_channels=(8, 8, 8),
-        encoder_hidden=32,
-        width=32,
-        layers=1,
-        heads=2,
-        head_hidden=16,
-        value_hidden=16,
-        ensemble=2,
-        ensemble_dim=8,
-        decoder_channels=(8, 8, 8),
-    )
-    torch.manual_seed(0)
-    net = WorldModelNet(Dims.of(profile), small)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return export_bundle(net, profile, tmp_path_factory.mktemp("bundle") / "b", {})
-
-
-@pytest.fixture(scope="module")
-def domain() -> Iterator[int]:
-    with private_domain() as number, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        rclpy.init(domain_id=number)
-        yield number
-        rclpy.shutdown()
-
-
 def _arguments(*parameters: str, namespace: str = "/") -> list[str]:
     words = ["--ros-args", "-r", f"__ns:={namespace}"]
     for parameter in parameters:
@@ -235,10 +73,15 @@ def _arguments(*parameters: str, namespace: str = "/") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def rig(bundle: Bundle, domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def rig(
+    random_bundle: Bundle,
+    ros_domain: int,
+    robot_class: type[Robot],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("logs")
     arguments = _arguments(
-        f"bundle:={bundle.path}",
+        f"bundle:={random_bundle.path}",
         "robot:=tabletop",
         "candidates:=16",
         "iterations:=1",
@@ -252,9 +95,9 @@ def rig(bundle: Bundle, domain: int, tmp_path_factory: pytest.TempPathFactory) -
         "late_limit:=10",
         "latency_s:=0.15",
     )
-    with ProcessGroup(node_environment(domain, folder), folder) as group:
+    with ProcessGroup(node_environment(ros_domain, folder), folder) as group:
         group.start("world_model", node_command("world_model", arguments))
-        made = Rig(folder / "world_model.log", group)
+        made = Rig(folder / "world_model.log", group, robot_class())
         for transition in ("configure", "activate"):
             for name in (WORLD, PLANNER):
                 made.caller.change(name, transition)
@@ -273,9 +116,6 @@ def robot(rig: Rig) -> Iterator[Robot]:
     rig.robot.joint_names = list(JOINTS)
 
 
-COMMAND, VERDICT = f"{PLANNER}/command", f"{PLANNER}/verdict"
-
-
 def test_without_a_goal_it_holds_but_foresees(robot: Robot):
     robot.fresh(COMMAND)
     robot.fresh(VERDICT)
@@ -287,7 +127,9 @@ def test_without_a_goal_it_holds_but_foresees(robot: Robot):
     assert stamp > 0
     assert {"mug_x", "mug_y", "tip_x", "tip_y", "risk_fell", "risk_zone"} <= set(fields)
     assert fields["mug_x"].shape == (1, 8)
-    assert np.isfinite(unpack(robot.got[VERDICT][-1])[1]["surprise_now"]).all()
+    robot.await_(
+        lambda: np.isfinite(unpack(robot.got[VERDICT][-1])[1]["surprise_now"]).all(), "surprise"
+    )
 
 
 def test_a_goal_gives_verified_commands_at_the_control_rate(rig: Rig, robot: Robot):
@@ -520,26 +362,26 @@ def test_cleanup_and_a_second_configuration_work(rig: Rig, robot: Robot):
 
 
 def test_what_cannot_run_fails_at_configure_with_one_sentence(
-    rig: Rig, bundle: Bundle, domain: int, tmp_path: Path
+    rig: Rig, random_bundle: Bundle, ros_domain: int, tmp_path: Path
 ):
-    other = bundle.profile.dump()
+    other = random_bundle.profile.dump()
     other["joints"]["names"][3] = "hand"
     profile = tmp_path / "other.yaml"
     profile.write_text(yaml.safe_dump(other))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for file in bundle.path.iterdir():
+    for file in random_bundle.path.iterdir():
         data = file.read_bytes()
         (damaged / file.name).write_bytes(data[:-1] if file.name == "rollout.onnx" else data)
     log = tmp_path / "wrong.log"
-    with ProcessGroup(node_environment(domain, tmp_path), tmp_path) as group:
+    with ProcessGroup(node_environment(ros_domain, tmp_path), tmp_path) as group:
         group.start("wrong", node_command("world_model", _arguments(namespace="/wrong")))
         for path, robot, sentence in (
             ("", "", "the parameter 'bundle' is empty"),
             (tmp_path / "nothing", "", "there is no bundle at"),
             (damaged, "", "is damaged: rollout.onnx has"),
-            (bundle.path, tmp_path / "no.yaml", "cannot read the robot profile"),
-            (bundle.path, profile, "its joint names are (base_yaw, shoulder, elbow, wrist)"),
+            (random_bundle.path, tmp_path / "no.yaml", "cannot read the robot profile"),
+            (random_bundle.path, profile, "its joint names are (base_yaw, shoulder, elbow, wrist)"),
         ):
             rig.set_strings(f"wrong/{WORLD}", {"bundle": str(path), "robot": str(robot)})
             with pytest.raises(WmError, match="refused to configure"):

@@ -30,7 +30,7 @@ from wm_node.profile import Camera, RobotProfile
 Floats = NDArray[np.float32]
 Frame = NDArray[np.uint8]
 
-CHUNK = 64  # candidates of others that are rolled out at once, between two frames
+CHUNK = 16  # candidates of others that are rolled out at once, between two frames
 MAX_ASPECT_ERROR = 0.02
 
 
@@ -76,6 +76,15 @@ class CandidateRequest:
     actions: Floats
     context: Context | None = None
     done: list[Outcomes] = field(default_factory=list)
+
+
+@dataclass
+class _Drawing:
+    """A plan being decoded, frame by frame; latents (H, D)."""
+
+    observation: Observation
+    latents: Floats
+    frames: list[Frame] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,8 @@ class Foresight:
         self._imagination = Imagination(
             profile.model.horizon_steps, self._step_ns, round(self._tick_s * 1e9)
         )
-        self._decode_s = 0.0
+        self._drawing: _Drawing | None = None
+        self._decode_s = 0.0  # of one frame
         self._last_picture_s = -1e9
         self._forget = threading.Event()
         self.worker = InferenceWorker(self._failed)
@@ -150,6 +160,7 @@ class Foresight:
         def work() -> None:
             try:
                 self.model.prepare(sizes)
+                self._decode_one(self._blank_latent(), self._blank_latent()[0], {})
             except Exception as error:
                 faults.append(error)
             done.set()
@@ -203,13 +214,20 @@ class Foresight:
         stamp_ns = observation.tick.stamp_ns
         self._listeners.outcomes(stamp_ns, outcomes, cost)
         period = self.imagination_period_s
-        if period > 0.0 and time.monotonic() - self._last_picture_s >= period:
-            self.worker.put(self._plans, (observation, outcomes.latents[0]))
+        now = time.monotonic()
+        if period <= 0.0:
+            self._drawing = None
+        elif self._drawing is None and now - self._last_picture_s >= period:
+            self._last_picture_s = now
+            self._drawing = _Drawing(observation, outcomes.latents[0])
+        if self._drawing is not None:
+            self.worker.put(self._plans, observation.tick)
 
     def _observe(self, tick: Tick) -> None:
         if self._forget.is_set():
             self._forget.clear()
             self._imagination.reset()
+            self._drawing = None
         start = time.perf_counter()
         try:
             frames = {
@@ -291,28 +309,37 @@ class Foresight:
         cost = None if self.cycle is None else self.cycle.cost(whole, request.actions)
         self._listeners.outcomes(request.stamp_ns, whole, cost)
 
-    def _imagine(self, item: tuple[Observation, Floats]) -> None:
-        observation, latents = item
-        tick = observation.tick
-        left_s = self._tick_s - (time.monotonic_ns() - tick.received_ns) * 1e-9
-        if left_s < self._decode_s:  # no slack; forget the estimate slowly
-            self._decode_s *= 0.9
+    def _imagine(self, tick: Tick) -> None:
+        """Decode frames of the drawing one by one while the next tick is far enough away."""
+        drawing = self._drawing
+        if drawing is None:
             return
-        start = time.monotonic()
+        next_ns = tick.received_ns + round(self._tick_s * 1e9)
+        seen = drawing.observation
+        while len(drawing.frames) < len(drawing.latents):
+            start_ns = time.monotonic_ns()
+            if self._ticks.waiting or next_ns - start_ns < self._decode_s * 1e9:
+                self._decode_s *= 0.98  # one slow decode must not end all drawing
+                return
+            latent = drawing.latents[len(drawing.frames) :][:1]
+            drawing.frames.append(self._decode_one(latent, seen.latent, seen.frames))
+            taken_s = (time.monotonic_ns() - start_ns) * 1e-9
+            self._decode_s = max(taken_s, 0.9 * self._decode_s)
+        self._drawing = None
+        self.imagined += 1
+        stamp_ns, now = seen.tick.stamp_ns, seen.frames[self.profile.cameras[0].name]
+        picture = self._imagination.picture(stamp_ns, now, np.stack(drawing.frames))
+        self._listeners.picture(stamp_ns, picture)
+
+    def _decode_one(self, latent: Floats, now: Floats, frames: Mapping[str, Frame]) -> Frame:
+        """Decode one latent (1, D) to the first camera's frame (Hm, Wm, 3)."""
         cameras = self.profile.cameras
         blank = np.zeros((cameras[0].model_height, cameras[0].model_width, 3), np.uint8)
-        now = {camera.name: observation.frames.get(camera.name, blank) for camera in cameras}
+        given = {camera.name: frames.get(camera.name, blank) for camera in cameras}
+        return np.asarray(self.model.decode(latent, now, given)[0, 0], dtype=np.uint8)
 
-        def decode(latents: Floats, latent_now: Floats, _: Frame) -> Frame:
-            return self.model.decode(latents, latent_now, now)[:, 0]
-
-        picture = self._imagination.picture(
-            tick.stamp_ns, latents, observation.latent, now[cameras[0].name], decode
-        )
-        self._decode_s = time.monotonic() - start
-        self._last_picture_s = start
-        self.imagined += 1
-        self._listeners.picture(tick.stamp_ns, picture)
+    def _blank_latent(self) -> Floats:
+        return np.zeros((1, self.model.latent_size), np.float32)
 
     def _failed(self, slot: str, error: Exception) -> None:
         self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")

@@ -11,15 +11,12 @@ the end of step ``h`` and column 0 the real frame that the imagination starts fr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Latents = NDArray[np.float32]
 Frames = NDArray[np.uint8]
-Decode = Callable[[Latents, Latents, Frames], Frames]
 
 ROWS = 3
 
@@ -32,7 +29,7 @@ class _Imagined:
 
 
 class Imagination:
-    """Decodes plans on request and keeps them until what happened can be put beside them.
+    """Keeps imagined plans until what happened can be put beside them.
 
     Used by the inference thread only.
 
@@ -65,24 +62,14 @@ class Imagination:
         stamp, frame = min(self._seen, key=lambda item: abs(item[0] - stamp_ns))
         return frame if abs(stamp - stamp_ns) <= self._skew_ns else None
 
-    def picture(
-        self,
-        stamp_ns: int,
-        latents: Latents,
-        latent_now: Latents,
-        frame_now: Frames,
-        decode: Decode,
-    ) -> Frames:
-        """Imagine the plan that starts at ``stamp_ns`` and return the picture (3 Hm, (H+1) Wm, 3).
+    def picture(self, stamp_ns: int, frame_now: Frames, frames: Frames) -> Frames:
+        """Return the picture (3 Hm, (horizon + 1) Wm, 3) of a plan, and keep it for later ones.
 
         Args:
             stamp_ns: stamp of the frame that the plan starts from.
-            latents: (horizon, D), at the end of each step of the plan.
-            latent_now: (D,), of the frame that the plan starts from.
             frame_now: (Hm, Wm, 3), that frame.
-            decode: the model's decoder.
+            frames: (horizon, Hm, Wm, 3), imagined at the end of each step of the plan.
         """
-        frames = decode(latents, latent_now, frame_now)
         self._imagined.append(_Imagined(stamp_ns, frame_now, frames))
         height, width = frame_now.shape[:2]
         picture = np.zeros((ROWS * height, (self._horizon + 1) * width, 3), np.uint8)

@@ -1,0 +1,243 @@
+"""One control cycle on arrays: decisions, their reasons, committed commands, goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wm_node.bundle import Bundle
+from wm_node.engine import load_engine
+from wm_node.errors import WmError
+from wm_node.nodes.cycle import CommandSchedule, ControlCycle, Decision, Limits
+from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
+from wm_node.planning.context import NotReady
+from wm_node.planning.planner import PlannerConfig
+from wm_node.planning.world_model import Context, Goal, WorldModel
+from wm_node.safety.reasons import Reason
+
+MS, S = 1_000_000, 1_000_000_000
+NOW = 1_700_000_000 * S
+
+
+@pytest.fixture(scope="module")
+def model(random_bundle: Bundle) -> WorldModel:
+    return WorldModel(random_bundle, load_engine(random_bundle, "openvino", 1))
+
+
+class Cycles:
+    """A cycle on a real model, and what it decided."""
+
+    def __init__(self, bundle: Bundle, model: WorldModel, latency_s: float = 0.1) -> None:
+        self.shared: list[tuple[int, Any]] = []
+        listeners = Listeners(
+            outcomes=lambda stamp, outcomes, cost: self.shared.append((stamp, cost)),
+            picture=lambda stamp, picture: None,
+            refused=lambda text, count: None,
+        )
+        self.foresight = Foresight(bundle, model, listeners)
+        self.decided: list[Decision] = []
+        config = PlannerConfig(candidates=12, iterations=1)
+        self.cycle = ControlCycle(self.foresight, config, latency_s, self.decided.append)
+        self.cycle.limits = Limits(surprise=5.0, reached=1e-6, resume=1e-6)
+
+    def run(self, stamp_ns: int = NOW, surprise: float = 1.0, context: Any = None) -> Decision:
+        size = self.foresight.model.latent_size
+        latent = np.full(size, 0.1, np.float32)
+        if context is None:
+            context = Context(
+                stamp_ns,
+                np.stack([latent, latent]),
+                np.full((2, 4), 0.1, np.float32),
+                np.full((2, 2, 2), 0.05, np.float32),
+            )
+        frame = np.zeros((64, 64, 3), np.uint8)
+        tick = Tick(stamp_ns, 0, {})
+        self.cycle.run(Observation(tick, {"front": frame}, latent, context, surprise))
+        return self.decided[-1]
+
+
+@pytest.fixture
+def cycles(random_bundle: Bundle, model: WorldModel) -> Cycles:
+    return Cycles(random_bundle, model)
+
+
+FAR = Goal(state=np.array([3.0, 3.0], np.float32))
+
+
+def test_without_a_goal_the_future_of_going_on_is_told_but_nothing_planned(cycles: Cycles):
+    decision = cycles.run()
+    assert decision.reason is Reason.NO_GOAL
+    assert decision.actions is None
+    assert decision.outcomes is not None
+    assert decision.outcomes.state.shape == (1, 8, 4)
+    assert cycles.shared == [(NOW, None)]
+
+
+def test_a_goal_gives_a_plan_within_the_limits(cycles: Cycles):
+    cycles.cycle.set_goal(FAR)
+    decision = cycles.run()
+    assert decision.reason is Reason.OK
+    assert decision.actions is not None
+    assert decision.actions.shape == (16, 2)
+    assert np.abs(decision.actions).max() <= 0.25 + 1e-6
+    assert np.isfinite(decision.plan_ms)
+    assert cycles.shared[0][1] == pytest.approx([decision.cost])
+
+
+def test_what_was_decided_is_committed_for_the_next_plan(cycles: Cycles, monkeypatch: Any):
+    given: list[np.ndarray] = []
+    plan = cycles.cycle.planner.plan
+
+    def noted(model: Any, context: Any, goal: Any, committed: Any, *rest: Any) -> Any:
+        given.append(committed)
+        return plan(model, context, goal, committed, *rest)
+
+    monkeypatch.setattr(cycles.cycle.planner, "plan", noted)
+    cycles.cycle.set_goal(FAR)
+    first = cycles.run()
+    second = cycles.run(NOW + 100 * MS)
+    cycles.run(NOW + 200 * MS)
+    assert first.actions is not None
+    assert second.actions is not None
+    assert given[0] == pytest.approx(np.zeros((2, 2)))
+    assert given[1][-1] == pytest.approx(first.actions[0])
+    assert given[2] == pytest.approx(np.stack([first.actions[0], second.actions[0]]))
+
+
+def test_no_context_no_plan(cycles: Cycles):
+    cycles.cycle.set_goal(FAR)
+    decision = cycles.run(context=NotReady("joints"))
+    assert decision.reason is Reason.CONTEXT_EMPTY
+    assert "joints" in decision.detail
+    assert cycles.shared == []
+
+
+def test_lasting_surprise_brakes_and_ends_by_itself(cycles: Cycles):
+    cycles.cycle.set_goal(FAR)
+    surprises = [1.0, 6.0, 6.0, 1.0, 6.0, 6.0, 6.0, 1.0]
+    reasons = [
+        cycles.run(NOW + k * 100 * MS, surprise).reason for k, surprise in enumerate(surprises)
+    ]
+    assert reasons == [Reason.OK] * 6 + [Reason.SURPRISE, Reason.OK]
+
+
+def test_surprise_that_is_not_available_does_not_brake(cycles: Cycles):
+    cycles.cycle.set_goal(FAR)
+    assert [cycles.run(NOW + k, float("nan")).reason for k in range(4)] == [Reason.OK] * 4
+
+
+def _broken(model: WorldModel, breaks: Callable[[Any], Any]) -> Any:
+    class Broken(WorldModel):
+        def __init__(self) -> None:
+            self.__dict__.update(model.__dict__)
+
+        def rollout(self, *args: Any, **more: Any) -> Any:
+            return breaks(model.rollout(*args, **more))
+
+    return Broken()
+
+
+def test_predictions_that_are_not_finite_are_an_engine_error(
+    random_bundle: Bundle, model: WorldModel
+):
+    broken = _broken(model, lambda out: replace(out, latents=np.full_like(out.latents, np.nan)))
+    cycles = Cycles(random_bundle, broken)
+    cycles.cycle.set_goal(FAR)
+    decision = cycles.run()
+    assert decision.reason is Reason.ENGINE_ERROR
+    assert "not finite" in decision.detail
+    assert decision.actions is None
+
+
+def test_an_engine_that_raises_is_an_engine_error_and_is_not_hidden(
+    random_bundle: Bundle, model: WorldModel
+):
+    def breaks(_: Any) -> Any:
+        raise RuntimeError("device lost")
+
+    cycles = Cycles(random_bundle, _broken(model, breaks))
+    cycles.cycle.set_goal(FAR)
+    with pytest.raises(RuntimeError, match="device lost"):
+        cycles.run()
+    assert cycles.decided[-1].reason is Reason.ENGINE_ERROR
+    assert cycles.decided[-1].detail == "device lost"
+
+
+def test_a_tick_that_gives_no_observation_has_a_reason(cycles: Cycles):
+    tick = Tick(NOW, 0, {})
+    cycles.cycle.failed(tick, WmError("encoding '16UC1' cannot be shown as RGB."))
+    assert cycles.decided[-1].reason is Reason.FRAMES_STALE
+    cycles.cycle.failed(tick, RuntimeError("device lost"))
+    assert cycles.decided[-1].reason is Reason.ENGINE_ERROR
+
+
+def test_at_the_goal_it_holds_and_leaves_only_when_clearly_off(cycles: Cycles, model: WorldModel):
+    latent = np.full(model.latent_size, 0.1, np.float32)
+    here = cycles.cycle.objective.goal_values(model.read(latent))
+    cycles.cycle.limits = Limits(reached=0.5, resume=0.8)
+    tolerance = cycles.cycle.objective.tolerance
+
+    def reason_at(share: float) -> Reason:
+        state = cycles.cycle._goal
+        away = np.array([share * tolerance, 0.0], np.float32)
+        object.__setattr__(state.goal, "state", here + away)
+        return cycles.run().reason
+
+    cycles.cycle.set_goal(Goal(state=here + 1.0))
+    assert reason_at(0.6) is Reason.OK
+    assert reason_at(0.4) is Reason.GOAL_REACHED
+    assert reason_at(0.7) is Reason.GOAL_REACHED
+    assert reason_at(0.9) is Reason.OK
+    assert reason_at(0.7) is Reason.OK
+
+
+def test_a_goal_that_does_not_fit_is_refused(cycles: Cycles):
+    for state in ([1.0], [1.0, float("nan")]):
+        with pytest.raises(WmError, match="takes 2 finite ones: mug_x, mug_y"):
+            cycles.cycle.set_goal(Goal(state=np.array(state, np.float32)))
+    assert cycles.cycle.goal is None
+
+
+def test_external_candidates_are_costed_for_the_goal(cycles: Cycles, model: WorldModel):
+    actions = np.zeros((3, 16, 2), np.float32)
+    context = Context(
+        NOW,
+        np.zeros((2, model.latent_size), np.float32),
+        np.zeros((2, 4), np.float32),
+        np.zeros((2, 2, 2), np.float32),
+    )
+    outcomes = model.rollout(context, actions)
+    assert cycles.cycle.cost(outcomes, actions) is None
+    cycles.cycle.set_goal(FAR)
+    cost = cycles.cycle.cost(outcomes, actions)
+    assert cost is not None
+    assert cost.shape == (3,)
+
+
+def test_the_schedule_gives_what_is_in_force_before_a_plan_takes_effect():
+    schedule = CommandSchedule(timeout_ns=200 * MS)
+    rest = np.array([0.0])
+    for k, value in enumerate([1.0, 2.0, 3.0]):
+        schedule.put(NOW + k * 100 * MS, np.array([value]))
+
+    def before(effect_ms: int, count: int) -> list[float]:
+        return list(schedule.committed(NOW + effect_ms * MS, count, 100 * MS, rest)[:, 0])
+
+    assert before(300, 3) == [1.0, 2.0, 3.0]
+    assert before(300, 5) == [0.0, 0.0, 1.0, 2.0, 3.0]
+    # A command is held until the driver's own timeout, then the robot rests.
+    assert before(500, 3) == [3.0, 3.0, 0.0]
+
+
+def test_a_command_replaces_those_that_were_to_come_after_it():
+    schedule = CommandSchedule(timeout_ns=None)
+    for at, value in ((0, 1.0), (100, 2.0), (200, 3.0), (100, 9.0)):
+        schedule.put(NOW + at * MS, np.array([value]))
+    got = schedule.committed(NOW + 400 * MS, 3, 100 * MS, np.array([0.0]))
+    assert list(got[:, 0]) == [9.0, 9.0, 9.0]
+    schedule.clear()
+    assert schedule.committed(NOW, 1, 100 * MS, np.array([0.5]))[0, 0] == 0.5

@@ -1,0 +1,296 @@
+"""The world model at work on arrays: ticks in, observations, surprise, outcomes, pictures out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wm_node.bundle import Bundle
+from wm_node.engine import load_engine
+from wm_node.errors import WmError
+from wm_node.nodes import foresight as subject
+from wm_node.nodes.foresight import (
+    Cycle,
+    Foresight,
+    Listeners,
+    Observation,
+    Tick,
+    channels,
+    check_match,
+    model_frame,
+)
+from wm_node.planning.context import NotReady
+from wm_node.planning.world_model import Context, WorldModel
+from wm_node.profile import load_profile, parse_profile
+
+MS = 1_000_000
+START = 1_700_000_000_000 * MS
+
+
+def image(value: int = 0, width: int = 64, height: int = 48, encoding: str = "rgb8") -> Any:
+    row = (np.arange(3 * width) + value) % 256
+    return SimpleNamespace(
+        width=width,
+        height=height,
+        encoding=encoding,
+        is_bigendian=0,
+        step=3 * width,
+        data=np.tile(row, height).astype(np.uint8).tobytes(),
+    )
+
+
+class World:
+    """A foresight on a real model, and everything that it tells."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.news = threading.Condition()
+        self.outcomes: list[Any] = []
+        self.pictures: list[Any] = []
+        self.refused: list[tuple[str, str]] = []
+        self.seen: list[Observation] = []
+        self.failed: list[Exception] = []
+        self.foresight = Foresight(
+            bundle,
+            WorldModel(bundle, load_engine(bundle, "openvino", 1)),
+            Listeners(
+                outcomes=lambda *given: self._note(self.outcomes, given),
+                picture=lambda *given: self._note(self.pictures, given),
+                refused=lambda *given: self._note(self.refused, given),
+            ),
+        )
+        self.foresight.cycle = Cycle(
+            run=self._run,
+            failed=lambda tick, error: self._note(self.failed, error),
+            cost=lambda outcomes, actions: None,
+        )
+        self.draw = False
+        self.foresight.worker.start()
+        self.foresight.prepare((subject.CHUNK,))
+
+    def _run(self, observation: Observation) -> None:
+        if self.draw and isinstance(observation.context, Context):
+            actions = np.zeros((1, 16, 2), np.float32)
+            outcomes = self.foresight.model.rollout(observation.context, actions)
+            self.foresight.share(observation, subject.take(outcomes, 1), None)
+        self._note(self.seen, observation)
+
+    def _note(self, where: list[Any], what: Any) -> None:
+        with self.news:
+            where.append(what)
+            self.news.notify_all()
+
+    def await_(self, where: list[Any], count: int) -> Any:
+        with self.news:
+            assert self.news.wait_for(lambda: len(where) >= count, 20), f"{len(where)} of {count}"
+            return where[-1]
+
+    def tick(self, k: int, message: Any = None) -> Observation:
+        """Feed joints and the k-th frame of a 10 Hz run; return its observation."""
+        for step in range(10):
+            self.foresight.buffer.add_joints(
+                START + k * 100 * MS + step * 10 * MS - 90 * MS, np.full(4, 0.1)
+            )
+        before = len(self.seen)
+        stamp = START + k * 100 * MS
+        message = image(k) if message is None else message
+        self.foresight.submit_tick(Tick(stamp, time.monotonic_ns(), {"front": message}))
+        observation: Observation = self.await_(self.seen, before + 1)
+        return observation
+
+
+@pytest.fixture
+def world(random_bundle: Bundle) -> Iterator[World]:
+    made = World(random_bundle)
+    yield made
+    assert made.foresight.worker.stop()
+
+
+def test_the_context_fills_and_then_surprise_is_known(world: World):
+    seen = [world.tick(k) for k in range(6)]
+    ready = [not isinstance(o.context, NotReady) for o in seen]
+    # Two steps of two ticks are needed for a context, one more step for a surprise.
+    assert ready == [False, False, True, True, True, True]
+    known = [bool(np.isfinite(o.surprise)) for o in seen]
+    assert known == [False] * 4 + [True] * 2
+    assert seen[-1].surprise > 0
+    assert seen[-1].frames["front"].shape == (64, 64, 3)
+
+
+def test_surprise_is_small_when_what_was_predicted_comes_true(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    for k in range(4):
+        world.tick(k)
+    usual = world.tick(4).surprise
+    context = world.foresight.buffer.context(START + 3 * 100 * MS)
+    assert isinstance(context, Context)
+    actions = np.zeros((1, 16, 2), np.float32)
+    predicted = world.foresight.model.rollout(context, actions).latents[0, 0].copy()
+    monkeypatch.setattr(world.foresight.model, "encode", lambda frames: predicted)
+    assert world.tick(5).surprise < 1e-3 * usual
+
+
+def test_reset_empties_the_context(world: World):
+    for k in range(4):
+        observation = world.tick(k)
+    assert isinstance(observation.context, Context)
+    world.foresight.reset()
+    assert isinstance(world.tick(4).context, NotReady)
+
+
+def test_only_the_newest_of_waiting_ticks_runs_a_cycle_but_all_fill_the_context(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    for k in range(3):
+        world.tick(k)
+    gate, entered = threading.Event(), threading.Event()
+    encode = world.foresight.model.encode
+
+    def slow(frames: Any) -> Any:
+        entered.set()
+        assert gate.wait(10)
+        return encode(frames)
+
+    monkeypatch.setattr(world.foresight.model, "encode", slow)
+    before = len(world.seen)
+    for k in (3, 4, 5):
+        tick = Tick(START + k * 100 * MS, time.monotonic_ns(), {"front": image(k)})
+        world.foresight.submit_tick(tick)
+        assert entered.wait(10)
+    gate.set()
+    observation = world.await_(world.seen, before + 1)
+    assert observation.tick.stamp_ns == START + 500 * MS
+    assert len(world.seen) == before + 1
+    assert world.foresight.buffer.history_s() == pytest.approx(0.5)
+
+
+def test_a_frame_that_cannot_be_used_is_told_and_the_next_one_is_used(world: World):
+    tick = Tick(START, 0, {"front": image(encoding="16UC1")})
+    world.foresight.submit_tick(tick)
+    error = world.await_(world.failed, 1)
+    assert isinstance(error, WmError)
+    text, count = world.refused[0]
+    assert "16UC1" in text
+    assert count == "frames_refused"
+    world.tick(1)
+
+
+def test_a_frame_of_another_aspect_ratio_is_refused():
+    camera = load_profile("tabletop").cameras[0]
+    assert model_frame(image(width=640, height=480), camera).shape == (64, 64, 3)
+    with pytest.raises(WmError, match="sends 640x360, the profile says 320x240"):
+        model_frame(image(width=640, height=360), camera)
+
+
+def test_candidates_are_rolled_out_in_chunks_and_come_back_whole(world: World):
+    for k in range(4):
+        world.tick(k)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.2, 0.2, (2 * subject.CHUNK + 5, 16, 2)).astype(np.float32)
+    stamp = START + 300 * MS
+    world.foresight.submit_candidates(stamp, actions)
+    got_stamp, outcomes, _ = world.await_(world.outcomes, 1)
+    assert got_stamp == stamp
+    context = world.foresight.buffer.context(stamp)
+    assert isinstance(context, Context)
+    for index in (0, subject.CHUNK, len(actions) - 1):
+        alone = world.foresight.model.rollout(context, actions[index : index + 1])
+        assert outcomes.state[index] == pytest.approx(alone.state[0], rel=0.05, abs=0.02)
+    named = channels(world.foresight.profile, outcomes, np.arange(len(actions), dtype=float))
+    assert list(named) == [
+        *("mug_x", "mug_y", "tip_x", "tip_y", "risk_fell", "risk_zone", "uncertainty", "cost")
+    ]
+    assert named["cost"][7].tolist() == [7.0] * 8
+
+
+def test_candidates_without_a_context_or_of_a_wrong_shape_are_refused(world: World):
+    world.foresight.submit_candidates(START, np.zeros((1, 16, 2), np.float32))
+    text, count = world.await_(world.refused, 1)
+    assert "lacks frames" in text
+    assert count == "candidates_refused"
+    with pytest.raises(WmError, match=r"shape \(1, 3, 2\) are refused; give \(candidates, 16"):
+        world.foresight.submit_candidates(START, np.zeros((1, 3, 2), np.float32))
+    with pytest.raises(WmError, match="NaN"):
+        world.foresight.submit_candidates(START, np.full((1, 16, 2), np.nan, np.float32))
+
+
+def test_a_goal_picture_becomes_a_goal(world: World):
+    goals: list[Any] = []
+    world.foresight.submit_goal(image(9), lambda goal: world._note(goals, goal))
+    goal = world.await_(goals, 1)
+    assert goal.latent.shape == (world.foresight.model.latent_size,)
+    assert goal.state.shape == (2,)
+    world.foresight.submit_goal(image(encoding="16UC1"), goals.append)
+    assert world.await_(world.refused, 1)[0].startswith("the goal picture is refused")
+
+
+def test_nothing_is_drawn_while_nobody_looks_and_drawing_yields_to_frames(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.draw = True
+    decoded: list[int] = []
+    decode = world.foresight.model.decode
+
+    def counted(latents: Any, *rest: Any) -> Any:
+        decoded.append(len(latents))
+        return decode(latents, *rest)
+
+    monkeypatch.setattr(world.foresight.model, "decode", counted)
+    for k in range(5):
+        world.tick(k)
+    assert decoded == []
+    world.foresight.imagination_period_s = 1e-3
+    world.tick(5)
+    stamp, picture = world.await_(world.pictures, 1)
+    assert stamp == START + 500 * MS
+    assert picture.shape == (3 * 64, 9 * 64, 3)
+    assert decoded == [1] * 8  # one by one, so that a frame never waits for more than one
+    # No slack: the tick was received long ago, so the next one is due.
+    tick = Tick(START + 600 * MS, time.monotonic_ns() - 10**9, {"front": image(6)})
+    world.foresight._decode_s = 0.01
+    world.foresight.submit_tick(tick)
+    world.await_(world.seen, 7)
+    world.tick(7, image(7))
+    assert world.foresight.imagined >= 1
+
+
+def test_a_hung_engine_does_not_hold_the_caller(world: World, monkeypatch: pytest.MonkeyPatch):
+    release = threading.Event()
+    monkeypatch.setattr(world.foresight.model, "encode", lambda frames: release.wait(10))
+    start = time.monotonic()
+    for k in range(20):
+        world.foresight.submit_tick(Tick(START + k, 0, {"front": image()}))
+    assert time.monotonic() - start < 5
+    assert world.foresight.dropped_ticks >= 15
+    world.foresight.worker.clear()
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "what"),
+    [
+        (("joints", "names"), ["base_yaw", "shoulder", "elbow", "hand"], "joint names"),
+        (("action", "names"), ["vx", "vy"], "action names"),
+        (("model", "horizon_steps"), 9, "model rates"),
+    ],
+)
+def test_a_profile_of_another_robot_does_not_match(path: tuple[str, str], value: Any, what: str):
+    trained = load_profile("tabletop")
+    data = trained.dump()
+    data[path[0]][path[1]] = value
+    with pytest.raises(WmError, match=f"its {what} are "):
+        check_match(trained, parse_profile(data, "test"))
+
+
+def test_topics_and_limits_may_differ_from_the_bundle():
+    trained = load_profile("tabletop")
+    data = trained.dump()
+    data["cameras"][0]["topic"] = "other/image"
+    data["safety"]["max_frame_age_s"] = 0.5
+    check_match(trained, parse_profile(data, "test"))
