@@ -105,6 +105,7 @@ class SafetyGate(common.ManagedNode):
         ]
         self._entities: list[Any] = []
         self._timer: Any = None
+        self._recheck: Any = None
         self._gate: Gate | None = None
         self._shown: tuple[State, Reason, bool] | None = None
         self._interventions: Counter[str] = Counter()
@@ -166,6 +167,7 @@ class SafetyGate(common.ManagedNode):
     def deactivate(self) -> None:
         """Brake the robot to rest before the publisher is disabled."""
         if self._timer is not None:
+            self._drop_recheck()
             self.destroy_timer(self._timer)
             self._timer = None
             self._brake_to_rest()
@@ -250,8 +252,25 @@ class SafetyGate(common.ManagedNode):
         if self._gate is None:
             return
         self._gate.on_liveliness(event.alive_count > 0)
+        if self._timer is None:
+            return
+        self._step()  # brake now, not at the next period
+        doubt_ends_s = self._gate.doubt_ends_s()
+        wait_s = 0.0 if doubt_ends_s is None else doubt_ends_s - time.monotonic()
+        if wait_s > 0 and self._recheck is None:
+            self._recheck = self.create_timer(
+                wait_s + 0.001, self._on_recheck, clock=common.steady_clock()
+            )
+
+    def _on_recheck(self) -> None:
+        self._drop_recheck()
         if self._timer is not None:
-            self._step()  # brake now, not at the next period
+            self._step()
+
+    def _drop_recheck(self) -> None:
+        if self._recheck is not None:
+            self.destroy_timer(self._recheck)
+            self._recheck = None
 
     def _on_joints(self, message: JointState) -> None:
         if self._gate is None:

@@ -63,7 +63,7 @@ class GateConfig:
     stamp_ahead_s: float = 0.05
     clock_jump_s: float = 0.2
     unverified_scale: float = 0.25
-    doubt_s: float = 0.045
+    doubt_s: float = 0.075
     latch_after_s: float = 1.0
     joint_speed_margin: float = 1.2
 
@@ -295,6 +295,13 @@ class Gate:
         """Whether the output commands standstill."""
         return self._shaper.at_rest
 
+    def doubt_ends_s(self) -> float | None:
+        """Return when, in steady time, a planner said to be dead counts as dead; None: it lives."""
+        planner = self._inputs.planner
+        if planner.alive or not planner.armed:
+            return None
+        return planner.heard_s + self._config.doubt_s
+
     # the decision
 
     def step(self, now_s: float, ros_ns: int, publishers: int = 1) -> Decision:
@@ -388,7 +395,7 @@ class Gate:
         if planner.armed:
             silent_s = now_s - planner.heard_s
             # On a loaded machine the middleware alone is wrong at times; a heartbeat proves it so.
-            if not planner.alive and silent_s > self._config.doubt_s:
+            if not planner.alive and silent_s >= self._config.doubt_s:
                 return _Fault(Reason.HEARTBEAT_LOST, "its process is gone")
             if silent_s > safety.max_heartbeat_age_s:
                 return _Fault(Reason.HEARTBEAT_LOST, f"silent for {silent_s:.3f} s")
