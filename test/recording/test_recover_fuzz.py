@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, Writer
@@ -103,6 +103,8 @@ def read(path: Path) -> list[Message]:
 
 @FUZZ
 @given(damage=DAMAGE)
+@example(damage=("drop", 0.003, 251))  # the header, which no checksum guards
+@example(damage=("drop", 0.75, 2))  # inside an uncompressed chunk
 def test_recovery_invents_nothing_and_its_result_is_sound(original, tmp_path, damage):
     data, messages = original.data, original.messages
     bag = tmp_path / "bag.mcap"

@@ -116,7 +116,7 @@ class _Survey:
 
     path: Path
     info: FileInfo
-    profile: str = "ros2"
+    profile: str = ""
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
     custom: dict[str, str] = field(default_factory=dict)
@@ -416,7 +416,7 @@ def _rewrite(survey: _Survey, path: Path, custom: dict[str, str], meter: _Meter)
     meter.begin(survey.path)
     with path.open("xb") as file:
         writer = Writer(file, compression=CompressionType.ZSTD)
-        writer.start(profile=survey.profile, library=LIBRARY)
+        writer.start(profile=_profile(survey), library=LIBRARY)
         for passed, item in scan(survey.path):
             meter.at(passed)
             if isinstance(item, Message):
@@ -441,6 +441,12 @@ def _rewrite(survey: _Survey, path: Path, custom: dict[str, str], meter: _Meter)
         document = _document([survey], custom)["rosbag2_bagfile_information"]
         writer.add_metadata("rosbag2", {"serialized_metadata": dump_yaml(document)})
         writer.finish()
+
+
+def _profile(survey: _Survey) -> str:
+    """Return the file's MCAP profile; no checksum guards the header, so the schemas decide."""
+    of_ros = any(schema.encoding.startswith("ros2") for schema in survey.schemas.values())
+    return "ros2" if of_ros else survey.profile
 
 
 def _register(writer: Writer, survey: _Survey, channel: Channel, schemas: dict[int, int]) -> int:
