@@ -83,9 +83,10 @@ class _Due:
 class MpcPlannerNode(ManagedNode):
     """The ROS side of :class:`~wm_node.nodes.cycle.ControlCycle`."""
 
-    def __init__(self, world: WorldModelNode) -> None:
+    def __init__(self, world: WorldModelNode, **options: Any) -> None:
         # A launch file may rename the process's nodes all at once; this one keeps its own name.
-        super().__init__("mpc_planner", cli_args=["--ros-args", "-r", "__node:=mpc_planner"])
+        name = ["--ros-args", "-r", "__node:=mpc_planner"]
+        super().__init__("mpc_planner", cli_args=name, **options)
         self._world = world
         self._cycle: ControlCycle | None = None
         self._foresight: Foresight | None = None
