@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def _nodes_of(out: Path) -> dict[str, int]:
-    """The running node processes of one demo by name: they name its folder on their command line."""
+    """The node processes of one demo by name: their command lines name its folder."""
     found = {}
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
