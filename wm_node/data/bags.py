@@ -15,6 +15,7 @@ from rosbags.interfaces import Connection, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_types_from_msg
 
+from wm_node.data.float_fields import FloatFields, float_fields
 from wm_node.data.messages import typestore
 from wm_node.errors import WmError
 
@@ -175,25 +176,25 @@ class Bag:
         wanted = [connection for topic in topics for connection in self.topics[topic].connections]
         if not wanted:
             return
-        stream = _guard(lambda: iter(reader.messages(connections=wanted)), "cannot be read")
-        while True:
-            item = _guard(lambda: next(stream, None), "is truncated or damaged")
-            if item is None:
-                return
-            connection, log_ns, raw = item
-            if len(raw) > MAX_MESSAGE_BYTES:
-                raise BagError(
-                    f"a message of '{connection.topic}' has {len(raw)} bytes, which is too many"
-                )
-            yield connection.topic, log_ns, raw
+        try:  # around the whole loop: this runs for every message
+            for connection, log_ns, raw in reader.messages(connections=wanted):
+                if len(raw) > MAX_MESSAGE_BYTES:
+                    raise BagError(
+                        f"a message of '{connection.topic}' has {len(raw)} bytes, too many to read"
+                    )
+                yield connection.topic, log_ns, raw
+        except (WmError, MemoryError):
+            raise
+        except Exception as error:
+            raise _bag_error(error, "is truncated or damaged") from error
 
     def deserialize(self, topic: str, raw: bytes) -> Any:
         """Turn CDR bytes of a topic into its message."""
         kind = self.topics[topic].msgtype
-        return _guard(
-            lambda: self._types.deserialize_cdr(raw, kind),
-            f"holds a message of '{topic}' that is no {kind}",
-        )
+        try:
+            return self._types.deserialize_cdr(raw, kind)
+        except Exception as error:
+            raise _bag_error(error, f"holds a message of '{topic}' that is no {kind}") from error
 
     def has_header(self, topic: str) -> bool:
         """Tell whether the messages of a topic begin with a ``std_msgs/Header``."""
@@ -201,6 +202,12 @@ class Bag:
         self._know(topic, kind)
         fields = self._types.fielddefs[kind][1]
         return bool(fields) and fields[0][0] == "header"
+
+    def float_fields(self, topic: str, paths: Sequence[str]) -> FloatFields | None:
+        """Return a fast reader of fields of a topic, None where its type does not allow one."""
+        kind = self.topics[topic].msgtype
+        self._know(topic, kind)
+        return float_fields(self._types, kind, paths)
 
     def _know(self, topic: str, kind: str) -> None:
         """Take a message definition from the bag when the type is not a common one."""
@@ -263,6 +270,11 @@ def _guard(action: Callable[[], _T], what: str) -> _T:
         raise
     except MemoryError as error:  # a damaged length asks for petabytes
         raise BagError(f"{what}: it claims more bytes than fit in memory") from error
-    except Exception as error:  # the libraries below raise whatever damaged bytes lead them to
-        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise BagError(f"{what}: {text[:200]}") from error
+    except Exception as error:
+        raise _bag_error(error, what) from error
+
+
+def _bag_error(error: Exception, what: str) -> BagError:
+    """Name a fault of the bag library, which raises whatever damaged bytes lead it to."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return BagError(f"{what}: {text[:200]}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from wm_node.data.bags import Bag, BagError, TopicInfo, header_stamp_ns, resolve_topic
 from wm_node.data.fields import ActionReader, NamedValues, field_value
+from wm_node.data.float_fields import FloatFields
 from wm_node.data.resample import to_ns
 from wm_node.data.series import Series
 from wm_node.errors import WmError
@@ -42,6 +43,7 @@ class LabelGroup:
     columns: tuple[int, ...]
     fields: tuple[str, ...]
     series: Series
+    fast: FloatFields | None
 
 
 @dataclass
@@ -119,7 +121,7 @@ class _Collector:
                     if kind == "camera":
                         self._frame(key, stamp, raw)
                     else:
-                        self._values(kind, key, topic, stamp, log_ns, raw)
+                        self._values(kind, key, topic, stamp, raw)
             self._flush_pending(None)
             streams.joints = list(self.groups.values())
             self._finish(routes)
@@ -200,6 +202,7 @@ class _Collector:
                     tuple(number for number, _ in items),
                     tuple(label.field for _, label in items),
                     Series(len(items)),
+                    self.bag.float_fields(found, [label.field for _, label in items]),
                 )
         return groups
 
@@ -232,7 +235,12 @@ class _Collector:
             else:
                 streams.images.append((camera, raw))
 
-    def _values(self, kind: str, key: Any, topic: str, stamp: int, log_ns: int, raw: bytes) -> None:
+    def _values(self, kind: str, key: Any, topic: str, stamp: int, raw: bytes) -> None:
+        if kind == "labels" and key.fast is not None:
+            values = key.fast.read(raw)
+            if values is not None:
+                self._append(key.series, stamp, values)
+                return
         message = self.bag.deserialize(topic, raw)
         try:
             if kind == "joints":
