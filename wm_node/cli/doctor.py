@@ -325,6 +325,15 @@ def check_network() -> Finding:
 
 def check_camera_conversion() -> Finding:
     """Which library converts camera messages."""
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        return Finding(
+            "fail",
+            "images",
+            f"OpenCV cannot be imported: {error}",
+            "install python3-opencv (apt), or pip install opencv-python-headless",
+        )
     for name in ("cv_bridge", "rosbags.image"):
         try:
             importlib.import_module(name)
