@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import get_types_from_msg
 
 from wm_node.data import messages
 from wm_node.data.bag_writer import BagWriter
@@ -442,6 +445,41 @@ def test_trajectories_are_read_as_set_points(
     data, _ = run(recording.save(tmp_path / "bag"), profile, tmp_path / "data")
     np.testing.assert_allclose(data.actions[:40, 1], np.arange(40))
     np.testing.assert_allclose(data.actions[:40, 0], -np.arange(40))
+
+
+def test_message_types_of_ones_own_are_read_by_the_bags_definition(
+    tmp_path: Path, tabletop: RobotProfile, record: Record
+) -> None:
+    kind = "my_msgs/msg/Drive"
+    readback = {"topic": "drive", "message": kind, "fields": ["vx", "vy"]}
+    profile = changed(tabletop, action__readback=readback)
+    for number, definition in enumerate(("float64 vx\nfloat64 vy", "string why\nfloat32[2] v")):
+        types = messages.new_typestore()
+        types.register(get_types_from_msg(f"std_msgs/Header header\n{definition}\n", kind))
+        recording = record(3.0)
+        recording.drop("/command")
+        path = recording.save(tmp_path / str(number), "sqlite3")
+        shutil.rmtree(path)
+        with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as bag:
+            connections = {
+                topic: bag.add_connection(topic, name, typestore=types)
+                for topic, name in {**recording.types, "/drive": kind}.items()
+            }
+            for t, topic, message in recording.items:
+                data = messages.serialize(message, recording.types[topic])
+                bag.write(connections[topic], t, data)
+            for k in range(31):
+                stamp = START + k * 100 * MS
+                header = messages.header(stamp)
+                values = (0.001 * k, 0.002 * k) if number == 0 else ("x", np.zeros(2, "f4"))
+                data = types.serialize_cdr(types.types[kind](header, *values), kind)
+                bag.write(connections["/drive"], stamp, data)
+        if number == 0:
+            dataset, _ = run(path, profile, tmp_path / "data")
+            expected = np.arange(31)[:, None] * [0.001, 0.002]
+            np.testing.assert_allclose(dataset.actions, expected, atol=1e-6)
+        else:  # the same name, defined otherwise: told apart from the first
+            assert "no field 'vx'" in reason(path, profile, tmp_path / "other")
 
 
 def test_a_full_disk_is_one_sentence(

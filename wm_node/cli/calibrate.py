@@ -130,7 +130,7 @@ def _progress(console: Console) -> Iterator[Any]:
         return
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-        task = bar.add_task("")
+        task = bar.add_task("", total=None)
 
         def advance(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=escape(name))

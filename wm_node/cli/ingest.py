@@ -164,7 +164,7 @@ def _progress(console: Console) -> Iterator[Any]:
         return
     columns = (TextColumn("ingesting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-        task = bar.add_task("")
+        task = bar.add_task("", total=None)
 
         def advance(done: int, total: int, report: Any) -> None:
             bar.update(task, completed=done, total=total, description=escape(report.name))

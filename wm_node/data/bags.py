@@ -16,7 +16,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_types_from_msg
 
 from wm_node.data.float_fields import FloatFields, float_fields
-from wm_node.data.messages import typestore
+from wm_node.data.messages import new_typestore, typestore
 from wm_node.errors import WmError
 
 SUFFIXES = (".mcap", ".db3")
@@ -227,6 +227,8 @@ class Bag:
             lambda: get_types_from_msg(definition.data, kind),
             f"holds a definition of '{kind}' that cannot be read",
         )
+        # Bags may define the same name differently: what one adds stays with it.
+        self._types = new_typestore() if self._types is typestore() else self._types
         new = {name: fields for name, fields in parsed.items() if name not in self._types.types}
         self._types.register(new)
 

@@ -20,7 +20,12 @@ NS = 1_000_000_000
 
 @lru_cache(maxsize=1)
 def typestore() -> Typestore:
-    """Return the message types of ROS 2 Jazzy."""
+    """Return the message types of ROS 2 Jazzy, shared: do not add to it."""
+    return new_typestore()
+
+
+def new_typestore() -> Typestore:
+    """Return the message types of ROS 2 Jazzy, to add others to."""
     return get_typestore(Stores.ROS2_JAZZY)
 
 
