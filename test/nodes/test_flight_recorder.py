@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+import rclpy.node
 from diagnostic_msgs.msg import DiagnosticArray
 from mcap.reader import make_reader
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -282,6 +283,53 @@ def test_recording_stops_before_the_disk_is_full_and_resumes_with_room(robot, re
         assert recover(recorder.bag).healthy
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def stranger(domain: int, robot: Robot) -> Iterator[rclpy.node.Node]:
+    """A node in a participant of its own: one participant cannot give a topic two types."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("stranger", context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_topics_may_come_late_change_their_qos_and_hold_what_jpeg_cannot(robot, stranger, recorder):
+    activate(robot, recorder, topics=["site_note", "depth", "mixed", "late"])
+    node = robot.node
+    late = node.create_publisher(String, "late", 10)
+    depth = node.create_publisher(Image, "depth", 10)
+    node.create_publisher(String, "mixed", 10)
+    stranger.create_publisher(JointState, "mixed", 10)
+    robot.wait(
+        lambda: late.get_subscription_count() > 0 and depth.get_subscription_count() > 0,
+        "late topics were not subscribed",
+    )
+    late.publish(String(data="reliable"))
+    depth.publish(Image(height=2, width=2, encoding="16UC1", step=4, data=bytes(8)))
+    loose = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+    second = node.create_publisher(String, "late", loose)
+    robot.wait(lambda: second.get_subscription_count() > 0, "the best effort one was not matched")
+    robot.wait(
+        lambda: any("disagree on the type" in one["message"] for one in robot.statuses),
+        "no warning of two types",
+    )
+    second.publish(String(data="best effort"))
+    robot.wait(
+        lambda: (
+            robot.statuses[-1].get("hz /late") is not None
+            and float(robot.statuses[-1]["messages"]) >= 7
+        ),
+        "the last message was not taken",
+    )
+    assert recorder.end() == 0, recorder.log.read_text()
+    found = counts(recorder.bag)
+    assert found["/late"] == 2
+    assert found["/depth"] == 1
+    assert "/mixed" not in found
+    assert "/mixed is not recorded" in recorder.log.read_text()
 
 
 @pytest.mark.parametrize(

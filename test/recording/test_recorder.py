@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 
 from wm_node.errors import WmError
+from wm_node.recording.metadata import Qos
 from wm_node.recording.recorder import BagRecorder, RecorderConfig
 from wm_node.recording.recover import recover
 
@@ -114,6 +116,22 @@ def test_each_file_repeats_what_is_latched(tmp_path, make_topic, cdr):
     assert [file["message_count"] for file in files] == [6, 4]
 
 
+def test_a_topic_is_described_alike_in_all_files(tmp_path, make_topic, cdr):
+    """A publisher that joins with another QoS must not hide the topic from readers."""
+    recorder = BagRecorder(config(tmp_path / "bag"))
+    recorder.start()
+    first = make_topic("/t")
+    changed = replace(first, qos=(Qos(), Qos(reliability="best_effort")))
+    for i, topic in enumerate((first, changed, changed)):
+        if i == 2:
+            recorder.split()
+        recorder.write(topic, i + 1, 0, cdr(str(i)))
+    recorder.close()
+    assert read(tmp_path / "bag") == {"/t": ["0", "1", "2"]}
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    assert read(recover(tmp_path / "bag").out) == {"/t": ["0", "1", "2"]}
+
+
 def test_files_split_by_size_and_by_time(tmp_path, make_topic):
     topic = make_topic("/noise")
     noise = np.random.default_rng(0).bytes(60_000)
@@ -182,6 +200,7 @@ _FAILING = """
 import resource, sys, time
 from pathlib import Path
 from wm_node.recording.metadata import Topic
+from wm_node.recording.metadata import Qos
 from wm_node.recording.recorder import BagRecorder, RecorderConfig
 import random
 bag = Path(sys.argv[1])

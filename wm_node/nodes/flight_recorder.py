@@ -67,6 +67,7 @@ DEFAULT_TOPICS = (
     "mpc_planner/plan",
     "world_model/outcomes",
     "safety_gate/status",
+    "safety_gate/shadow_command",
     "sim_robot/goal",
     "/diagnostics",
     "/parameter_events",
@@ -137,7 +138,7 @@ class FlightRecorder(ManagedNode):
         declare("split_mb", 2000, "size at which a new file begins", minimum=1, maximum=1_000_000)
         declare("split_s", 300.0, "time after which a new file begins", minimum=0.5, maximum=86400)
         declare("queue_mb", 128, "memory for messages that wait for the disk", minimum=2)
-        declare("min_free_mb", 2000, "recording stops below this much free space", minimum=0)
+        declare("min_free_mb", 1000, "recording stops below this much free space", minimum=0)
         declare("resume_margin_mb", 256, "it resumes with this much above min_free_mb", minimum=0)
 
     def _value(self, name: str) -> Any:
@@ -292,6 +293,9 @@ class FlightRecorder(ManagedNode):
         )
         qos = adapted_qos([info.qos_profile for info in publishers], message_type == IMAGE)
         known = self._recorded.get(name)
+        if known is not None and known.topic.type != message_type:
+            was = known.topic.type
+            raise WmError(f"its type changed from {was} to {message_type}; begin a new recording.")
         if known is not None and known.qos == qos:
             return
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
@@ -365,7 +369,10 @@ class FlightRecorder(ManagedNode):
     # ---------------------------------------------------------------- what was running
 
     def _on_parameters(self, others: dict[str, Any]) -> None:
-        own = {name: parameter.value for name, parameter in sorted(self.get_parameters_by_prefix("").items())}
+        own = {
+            name: parameter.value
+            for name, parameter in sorted(self.get_parameters_by_prefix("").items())
+        }
         everything = {self._node_name(self.get_name()): own, **others}
         self._latch("parameters", json.dumps(everything, default=str))
 

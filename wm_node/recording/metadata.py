@@ -65,8 +65,9 @@ class Qos:
 class Topic:
     """A recorded topic.
 
-    ``definition`` is its ``ros2msg`` text. ``latched`` topics are repeated at the start of every
-    file of the bag: their last ``keep`` distinct messages.
+    A bag describes a topic as its first message did: a later QoS, type hash or definition under
+    the same name is not noted. ``definition`` is its ``ros2msg`` text. ``latched`` topics are
+    repeated at the start of every file of the bag: their last ``keep`` distinct messages.
     """
 
     name: str

@@ -342,8 +342,8 @@ class BagRecorder:
                 self._commit()
 
     def _put(self, file: McapFile, message: _Message) -> None:
-        topic = message.topic
-        self._topics[topic.name] = topic
+        # A topic is described alike in all files: readers match them with metadata.yaml by that.
+        topic = self._topics.setdefault(message.topic.name, message.topic)
         file.write(topic, message.log_ns, message.publish_ns, message.data)
         with self._lock:
             self._written[topic.name] = self._written.get(topic.name, 0) + 1

@@ -36,14 +36,15 @@ Progress = Callable[[int, int], None]
 # How bags before ROS 2 Jazzy numbered what newer ones name.
 _QOS_NAMES: dict[str, tuple[str, ...]] = {
     "history": ("system_default", "keep_last", "keep_all", "unknown"),
-    "reliability": ("system_default", "reliable", "best_effort", "unknown"),
-    "durability": ("system_default", "transient_local", "volatile", "unknown"),
+    "reliability": ("system_default", "reliable", "best_effort", "unknown", "best_available"),
+    "durability": ("system_default", "transient_local", "volatile", "unknown", "best_available"),
     "liveliness": (
         "system_default",
         "automatic",
         "manual_by_node",
         "manual_by_topic",
         "unknown",
+        "best_available",
     ),
 }
 
@@ -377,12 +378,13 @@ def _write_bag(
     meter: _Meter,
 ) -> Path:
     custom = _custom(old, surveys)
+    alike = _descriptions(surveys)
     if in_place:
         for survey in surveys:
             if not survey.healthy:
                 part = survey.path.with_name(survey.path.name + ".recovering")
                 try:
-                    _rewrite(survey, part, custom, meter)
+                    _rewrite(survey, part, alike, custom, meter)
                     part.replace(survey.path)
                 except OSError:
                     part.unlink(missing_ok=True)
@@ -401,7 +403,7 @@ def _write_bag(
             if survey.healthy:
                 shutil.copy2(survey.path, target / survey.path.name)
             else:
-                _rewrite(survey, target / survey.path.name, custom, meter)
+                _rewrite(survey, target / survey.path.name, alike, custom, meter)
         write_metadata(target, _document(surveys, custom), sync=True)
     except BaseException:  # a half-written bag must not be taken for the recovered one
         shutil.rmtree(target, ignore_errors=True)
@@ -409,7 +411,22 @@ def _write_bag(
     return target
 
 
-def _rewrite(survey: _Survey, path: Path, custom: dict[str, str], meter: _Meter) -> None:
+def _descriptions(surveys: list[_Survey]) -> dict[str, Channel]:
+    """Return the first description of each topic: readers want the same in all files of a bag."""
+    first: dict[str, Channel] = {}
+    for survey in surveys:
+        for channel in survey.channels.values():
+            first.setdefault(channel.topic, channel)
+    return first
+
+
+def _rewrite(
+    survey: _Survey,
+    path: Path,
+    alike: dict[str, Channel],
+    custom: dict[str, str],
+    meter: _Meter,
+) -> None:
     """Write what is sound of a file into a new one."""
     schemas: dict[int, int] = {}
     channels: dict[int, int] = {}
@@ -424,7 +441,8 @@ def _rewrite(survey: _Survey, path: Path, custom: dict[str, str], meter: _Meter)
                 if source is None:
                     continue
                 if item.channel_id not in channels:
-                    channels[item.channel_id] = _register(writer, survey, source, schemas)
+                    about = alike[source.topic].metadata
+                    channels[item.channel_id] = _register(writer, survey, source, about, schemas)
                 writer.add_message(
                     channels[item.channel_id],
                     item.log_time,
@@ -449,14 +467,20 @@ def _profile(survey: _Survey) -> str:
     return "ros2" if of_ros else survey.profile
 
 
-def _register(writer: Writer, survey: _Survey, channel: Channel, schemas: dict[int, int]) -> int:
+def _register(
+    writer: Writer,
+    survey: _Survey,
+    channel: Channel,
+    about: dict[str, str],
+    schemas: dict[int, int],
+) -> int:
     number = channel.schema_id
     if number and number not in schemas:
         schema = survey.schemas[number]
         schemas[number] = writer.register_schema(schema.name, schema.encoding, schema.data)
     return int(
         writer.register_channel(
-            channel.topic, channel.message_encoding, schemas.get(number, 0), channel.metadata
+            channel.topic, channel.message_encoding, schemas.get(number, 0), about
         )
     )
 
@@ -471,21 +495,23 @@ def _custom(old: dict[str, Any], surveys: list[_Survey]) -> dict[str, str]:
 
 
 def _document(surveys: list[_Survey], custom: dict[str, str]) -> dict[str, Any]:
-    topics: dict[str, tuple[Topic, list[dict[str, Any]] | None]] = {}
+    schemas: dict[str, str] = {}
     for survey in surveys:
         for channel in survey.channels.values():
             schema = survey.schemas.get(channel.schema_id)
-            topic = Topic(
-                name=channel.topic,
-                type=schema.name if schema else "",
-                definition="",
-                type_hash=channel.metadata.get("topic_type_hash", ""),
-                encoding=channel.message_encoding,
-            )
-            qos = _qos(channel.metadata.get("offered_qos_profiles", ""))
-            topics.setdefault(channel.topic, (topic, qos))
+            schemas.setdefault(channel.topic, schema.name if schema else "")
+    topics: list[tuple[Topic, list[dict[str, Any]] | None]] = []
+    for name, channel in sorted(_descriptions(surveys).items()):
+        topic = Topic(
+            name=name,
+            type=schemas[name],
+            definition="",
+            type_hash=channel.metadata.get("topic_type_hash", ""),
+            encoding=channel.message_encoding,
+        )
+        topics.append((topic, _qos(channel.metadata.get("offered_qos_profiles", ""))))
     infos = [survey.info for survey in surveys]
-    return bag_document(infos, [topics[name] for name in sorted(topics)], custom)
+    return bag_document(infos, topics, custom)
 
 
 def _qos(text: str) -> list[dict[str, Any]]:
