@@ -11,11 +11,42 @@ from wm_node.model.heads import mlp
 from wm_node.model.sigreg import sigreg
 from wm_node.model.world import WorldModelNet
 from wm_node.training.data import TrainingData, batches, prefetch
+from wm_node.training.dynamics_phase import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
 
 CONTEXTS = 4  # contexts of each sequence that predictions start from
+
+
+def augment(frames: Tensor, strength: float) -> Tensor:
+    """Change the colours of every frame at random, each on its own.
+
+    Colour, paint and light stay constant within an episode: they are the easiest thing to predict,
+    and without this the latents fill up with them instead of with what moves (measured: see
+    docs/decisions.md). Frames that each have their own colours share only their geometry.
+
+    Args:
+        frames: (M, cameras, H, W, 3) uint8.
+        strength: 0 changes nothing; 1 mixes channels strongly.
+
+    Returns:
+        Float frames of the same shape in 0..255.
+    """
+    count, device = frames.shape[0], frames.device
+    pixels = frames.float() / 255.0
+    identity = torch.eye(3, device=device)
+    mixing = identity + strength * 0.35 * torch.randn(count, 3, 3, device=device)
+    mixing = mixing / mixing.sum(-1, keepdim=True).abs().clamp_min(0.4)
+    offset = strength * 0.12 * torch.randn(count, 1, 1, 1, 3, device=device)
+    gain = torch.exp(strength * 0.25 * torch.randn(count, 1, 1, 1, 1, device=device))
+    size = pixels.shape
+    mixed = (pixels.view(count, -1, 3) @ mixing.transpose(1, 2)).view(size)
+    # Some frames stay as they are: the encoder must also know the true colours.
+    keep = (torch.rand(count, 1, 1, 1, 1, device=device) < 0.2).float()
+    changed = (mixed - 0.5) * gain + 0.5 + offset
+    noise = 0.02 * strength * torch.randn(size, device=device)
+    return ((keep * pixels + (1.0 - keep) * changed + noise) * 255.0).clamp(0.0, 255.0)
 
 
 class EncoderTraining(nn.Module):
@@ -59,7 +90,10 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
         at, frames = batch
         size = len(at)
         ticks = data.frame_ticks(at, length)
-        latents = net.encoder(frames.flatten(0, 1), data.mask[ticks].flatten(0, 1))
+        seen = frames.flatten(0, 1)
+        if recipe.augmentation > 0.0:
+            seen = augment(seen, recipe.augmentation)
+        latents = net.encoder(seen, data.mask[ticks].flatten(0, 1))
         latents = latents.view(size, length, -1)
         joints, actions = data.joints[ticks], data.step_actions(at, length)
         many = size * len(ends)
@@ -80,6 +114,9 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             "joints": recipe.joints_weight
             * ((moved - change.view(many, horizon, -1)) ** 2 * weight).mean(),
         }
+        if recipe.label_weight > 0.0:
+            labels = head_losses(net, latents, data.labels[ticks], None)
+            result |= {name: recipe.label_weight * value for name, value in labels.items()}
         if recipe.inverse_weight > 0.0:
             pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
             wanted = net.normalise("actions", actions[:, 1:]).flatten(-2)

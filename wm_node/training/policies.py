@@ -90,10 +90,11 @@ class MpcPolicy:
         stamp = observation.stamp_ns
         if self._fresh:
             # The robot stood still before the episode began, so its past looks like its present.
-            step = to_ns(self._profile.model.step_s)
-            for back in range(self._profile.model.context_steps - 1, 0, -1):
-                self._buffer.add_frame(stamp - back * step, latent)
-                self._buffer.add_joints(stamp - back * step, observation.joints)
+            rates = self._profile.model
+            tick = to_ns(rates.tick_s)
+            for back in range(rates.context_steps * rates.ticks_per_step, 0, -1):
+                self._buffer.add_frame(stamp - back * tick, latent)
+                self._buffer.add_joints(stamp - back * tick, observation.joints)
             self._fresh = False
         self._buffer.add_frame(stamp, latent)
         self._buffer.add_joints(stamp, observation.joints)
@@ -120,7 +121,8 @@ class MpcPolicy:
             self._weights,
             proposal,
         )
-        return plan.actions[0]
+        first: NDArray[np.float32] = plan.actions[0]
+        return first
 
 
 class OraclePolicy:
@@ -163,7 +165,8 @@ class OraclePolicy:
             self._settings.latency_s,
             self._weights,
         )
-        return plan.actions[0]
+        first: NDArray[np.float32] = plan.actions[0]
+        return first
 
 
 def committed_commands(observation: Observation, profile: RobotProfile) -> NDArray[np.float64]:

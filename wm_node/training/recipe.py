@@ -23,11 +23,16 @@ class Recipe:
     encoder_length: int = 12
     """Model steps of a sequence."""
     encoder_rate: float = 1e-3
+    augmentation: float = 1.0
+    """Strength of the random colours that every frame is seen in."""
     sigreg_weight: float = 0.1
     inverse_weight: float = 0.1
     """Weight of predicting the actions between two observed latents."""
     joints_weight: float = 0.1
     """Weight of predicting future joint positions."""
+    label_weight: float = 0.0
+    """Weight of reading the labels from the latent, with gradient into the encoder; 0: the encoder
+    learns from video, joints and actions alone."""
     reconstruction_weight: float = 0.0
     """Weight of redrawing frames through the decoder, with gradient into the encoder."""
     # Phase 2: dynamics and heads on latents that are computed once.

@@ -1,0 +1,123 @@
+"""``wm train``: from a dataset to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from wm_node.errors import WmError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = (
+        "An interrupted run goes on where it stopped when the same command is given again. "
+        "Watch it with 'tensorboard --logdir WORK/logs'."
+    )
+    parser.add_argument("--dataset", type=Path, required=True, help="what 'wm ingest' wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument(
+        "--recipe", type=Path, default=None, help="YAML with steps, rates and sizes that differ"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument(
+        "--memory-gb", type=float, default=6.0, help="keep frames in memory up to this size"
+    )
+    parser.add_argument(
+        "--planning-episodes",
+        type=int,
+        default=32,
+        help="episodes in the simulator that choose the checkpoint (simulated robots only)",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=None, help="folder of checkpoints and logs [OUT.training]"
+    )
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished run")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and write the bundle."""
+    import torch
+
+    from wm_node.data.dataset import Dataset
+    from wm_node.training.loop import Recorder, default_threads
+    from wm_node.training.recipe import load_recipe
+    from wm_node.training.run import RunSettings, discard, train
+
+    recipe = load_recipe(args.recipe)
+    dataset = Dataset.open(args.dataset)
+    threads = args.threads or default_threads()
+    torch.set_num_threads(threads)
+    device = _device(args.device)
+    work = args.work or args.out.with_name(f"{args.out.name}.training")
+    if args.restart:
+        discard(work)
+    score = None
+    if dataset.profile.simulated and args.planning_episodes > 0:
+        from wm_node.training.suite_evaluation import planning_score
+
+        score = planning_score(args.planning_episodes, threads, "openvino")
+    settings = RunSettings(
+        work, args.seed, device, int(args.memory_gb * 2**30), planning_score=score
+    )
+    begun = time.monotonic()
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("start", total=1, text="")
+        shown = [""]
+
+        def show(phase: str, step: int, steps: int, text: str) -> None:
+            if phase != shown[0]:
+                shown[0] = phase
+                progress.reset(task, total=max(steps, 1), description=phase)
+            progress.update(task, completed=step, total=max(steps, 1), text=text)
+            if not console.is_terminal:
+                minutes = (time.monotonic() - begun) / 60.0
+                console.print(
+                    f"[{minutes:6.1f} min] {phase} {step}/{steps} {text}",
+                    markup=False,
+                    soft_wrap=True,
+                )
+
+        bundle = train(dataset, args.out, recipe, settings, Recorder(work / "logs", show))
+    figures = {
+        "bundle": str(bundle.path),
+        "bundle_sha256": bundle.sha256,
+        "bytes": sum(file.stat().st_size for file in bundle.path.iterdir()),
+        "wall_s": round(time.monotonic() - begun, 1),
+        "threads": threads,
+        "device": device,
+        "metrics": bundle.manifest["metrics"],
+    }
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    console.print(
+        f"wrote {bundle.path} ({figures['bytes'] / 1e6:.1f} MB, sha256 {bundle.sha256[:12]})"
+    )
+    return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise WmError(f"device '{name}' is not available here; use --device auto or cpu.")
+    return name
