@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -500,3 +501,9 @@ def test_ordinary_reasons_do_not_latch() -> None:
     assert not any(reason.latching for reason in ORDINARY)
     assert all(reason.meaning and reason.remedy for reason in Reason)
     assert len({reason.meaning for reason in Reason}) == len(list(Reason))
+
+
+def test_the_handbook_tells_every_reason_as_the_code_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "safety.md").read_text(encoding="utf-8")
+    for reason in Reason:
+        assert f"| `{reason.name}` | {reason.meaning} | {reason.remedy} |" in text

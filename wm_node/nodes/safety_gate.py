@@ -66,6 +66,7 @@ from std_srvs.srv import Trigger
 from wm_node.errors import WmError
 from wm_node.nodes import common
 from wm_node.nodes.pointcloud import unpack
+from wm_node.nodes.polling import Polled
 from wm_node.profile import load_profile
 from wm_node.safety.gate import Decision, Gate, GateConfig, State, Verdict
 from wm_node.safety.reasons import ORDINARY, Reason
@@ -103,7 +104,7 @@ class SafetyGate(common.ManagedNode):
             self.create_service(Trigger, "~/stop", self._on_stop),
             self.create_service(Trigger, "~/reset", self._on_reset),
         ]
-        self._entities: list[Any] = []
+        self._inputs: list[Polled] = []
         self._timer: Any = None
         self._recheck: Any = None
         self._gate: Gate | None = None
@@ -136,15 +137,14 @@ class SafetyGate(common.ManagedNode):
             (PointCloud2, "mpc_planner/verdict", self._on_verdict, common.RELIABLE_QOS),
             (JointState, self._profile.joints.topic, self._on_joints, common.SENSOR_QOS),
         ):
-            self._entities.append(self.create_subscription(kind, topic, callback, qos))
-        self._entities.append(
-            self.create_subscription(
-                Header,
-                "mpc_planner/heartbeat",
-                self._on_heartbeat,
-                common.HEARTBEAT_QOS,
-                event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
-            )
+            self._inputs.append(Polled(self, kind, topic, callback, qos))
+        # Not polled: the news of a death is an event that must come at once.
+        self._heartbeat = self.create_subscription(
+            Header,
+            "mpc_planner/heartbeat",
+            self._on_heartbeat,
+            common.HEARTBEAT_QOS,
+            event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
         )
 
     def activate(self) -> None:
@@ -176,9 +176,11 @@ class SafetyGate(common.ManagedNode):
     def cleanup(self) -> None:
         """Drop publishers and subscriptions."""
         self.deactivate()
-        for entity in self._entities:
-            self.destroy_subscription(entity)
-        self._entities.clear()
+        while self._inputs:
+            self._inputs.pop().destroy()
+        heartbeat = self.__dict__.pop("_heartbeat", None)
+        if heartbeat is not None:
+            self.destroy_subscription(heartbeat)
         for name in ("_command", "_shadow_command"):
             publisher = self.__dict__.pop(name, None)
             if publisher is not None:
@@ -325,6 +327,8 @@ class SafetyGate(common.ManagedNode):
     def _step(self) -> None:
         if self._gate is None:
             return
+        for one in self._inputs:
+            one.poll()
         if self._steps % _COUNT_EVERY == 0:
             self._publisher_count = self._count_publishers()
         self._steps += 1
