@@ -71,7 +71,6 @@ setup(
         "rich>=13.0",
         "psutil>=5.9",
         "pillow>=10.0",
-        "opencv-python-headless>=4.8",
         "mcap>=1.2",
         "mcap-ros2-support>=0.5",
         "rosbags>=0.10.4",
