@@ -24,7 +24,6 @@ from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.export import export_bundle
 from wm_node.model.world import WorldModelNet
 from wm_node.nodes.common import (
-    COMMAND_QOS,
     HEARTBEAT_QOS,
     RELIABLE_QOS,
     SENSOR_QOS,
@@ -54,8 +53,8 @@ class Robot:
             PointCloud2, f"{WORLD}/candidates", RELIABLE_QOS
         )
         for kind, topic, qos in (
-            (TwistStamped, f"{PLANNER}/command", COMMAND_QOS),
-            (PointCloud2, f"{PLANNER}/verdict", COMMAND_QOS),
+            (TwistStamped, f"{PLANNER}/command", RELIABLE_QOS),
+            (PointCloud2, f"{PLANNER}/verdict", RELIABLE_QOS),
             (Header, f"{PLANNER}/heartbeat", HEARTBEAT_QOS),
             (PointCloud2, f"{WORLD}/outcomes", RELIABLE_QOS),
             (DiagnosticArray, "/diagnostics", RELIABLE_QOS),

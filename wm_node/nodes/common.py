@@ -28,6 +28,7 @@ from rcl_interfaces.msg import (
 )
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
@@ -86,6 +87,11 @@ HEARTBEAT_QOS = QoSProfile(
     liveliness=LivelinessPolicy.AUTOMATIC,
     liveliness_lease_duration=Duration(nanoseconds=int(HEARTBEAT_LEASE_S * NANOSECONDS)),
 )
+
+
+# For publishers: no events of our own. Each default event handler is one more entity that every
+# wake-up of the executor has to wait for, and a receiver with other QoS says so itself.
+QUIET = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 def qos_overrides() -> QoSOverridingOptions:
@@ -306,7 +312,9 @@ class Diagnostics:
             message="starting",
             hardware_id=hardware_id,
         )
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE_QOS)
+        self._publisher = node.create_publisher(
+            DiagnosticArray, "/diagnostics", RELIABLE_QOS, event_callbacks=QUIET
+        )
         self._timer = node.create_timer(period_s, self._publish, clock=steady_clock())
 
     def report(

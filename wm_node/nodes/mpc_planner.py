@@ -42,6 +42,7 @@ from wm_node.nodes.common import (
     ERROR,
     HEARTBEAT_QOS,
     OK,
+    QUIET,
     RELIABLE_QOS,
     WARN,
     Diagnostics,
@@ -66,7 +67,7 @@ from wm_node.safety.reasons import ORDINARY, Reason
 if TYPE_CHECKING:
     from wm_node.nodes.world_model import WorldModelNode
 
-HEARTBEAT_PERIOD_S = 0.03
+HEARTBEAT_PERIOD_S = 0.04  # the gate asks for 20 Hz or more
 LATE_WINDOW = 10  # cycles over which late ones are counted
 FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
 FIXED = ("candidates", "iterations", "seed", "latency_s", "hand_over_s")
@@ -214,7 +215,7 @@ class MpcPlannerNode(ManagedNode):
         joints = profile.action.kind != "twist"
 
         def publisher(kind: type, topic: str, qos: Any, **more: Any) -> Any:
-            made = self.create_lifecycle_publisher(kind, topic, qos, **more)
+            made = self.create_lifecycle_publisher(kind, topic, qos, event_callbacks=QUIET, **more)
             self._parts.append(partial(self.destroy_lifecycle_publisher, made))
             return made
 

@@ -32,6 +32,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_srvs.srv import Trigger
 
@@ -41,6 +42,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.common import (
     ERROR,
     OK,
+    QUIET,
     RELIABLE_QOS,
     SENSOR_QOS,
     WARN,
@@ -61,6 +63,11 @@ from wm_node.nodes.pointcloud import pack, unpack
 from wm_node.planning.world_model import Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile, load_profile
 from wm_node.safety.reasons import Reason
+
+# Joint states come fast and are interpolated: none may be lost while a picture is being received.
+JOINTS_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST, depth=50, reliability=ReliabilityPolicy.BEST_EFFORT
+)
 
 
 def read_applied(profile: RobotProfile, message: Any) -> NDArray[np.float64]:
@@ -198,9 +205,11 @@ class WorldModelNode(ManagedNode):
     def _open_topics(self, profile: RobotProfile) -> None:
         options: dict[str, Any] = {"qos_overriding_options": qos_overrides()}
         self._outcomes_topic = self.create_lifecycle_publisher(
-            PointCloud2, "~/outcomes", RELIABLE_QOS
+            PointCloud2, "~/outcomes", RELIABLE_QOS, event_callbacks=QUIET
         )
-        self._picture_topic = self.create_lifecycle_publisher(Image, "~/imagination", RELIABLE_QOS)
+        self._picture_topic = self.create_lifecycle_publisher(
+            Image, "~/imagination", RELIABLE_QOS, event_callbacks=QUIET
+        )
         for publisher in (self._outcomes_topic, self._picture_topic):
             self._parts.append(partial(self.destroy_lifecycle_publisher, publisher))
 
@@ -212,7 +221,7 @@ class WorldModelNode(ManagedNode):
             self.frames_received[camera.name] = 0
             kind = message_class(camera.message)
             subscribe(kind, camera.topic, partial(self._on_frame, camera), SENSOR_QOS)
-        subscribe(JointState, profile.joints.topic, self._on_joints, SENSOR_QOS)
+        subscribe(JointState, profile.joints.topic, self._on_joints, JOINTS_QOS)
         readback = profile.action.readback
         kind = message_class(readback.message)
         subscribe(kind, readback.topic, self._on_applied, RELIABLE_QOS)
