@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "wm evaluate --suite tabletop --planner scripted; "
         "wm evaluate --bundle B --bags DIR."
     )
+    parser.add_argument("--bundle", type=Path, default=None, help="what 'wm train' wrote")
+    parser.add_argument("--backend", default="openvino", help="openvino or torch")
+    parser.add_argument("--threads", type=int, default=1, help="of inference, each process")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+    parser.add_argument("--bags", type=Path, default=None, help="folder of left-out recordings")
     parser.add_argument("--suite", choices=["tabletop"], default=None, help="a simulated suite")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument(
@@ -52,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.bags and args.suite:
         raise WmError("give either --suite or --bags, not both.")
     if args.bags:
+        if args.bundle is None:
+            raise WmError("--bags needs the --bundle to evaluate.")
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
@@ -69,7 +76,7 @@ def _run_suite(args: argparse.Namespace) -> int:
         figures = evaluate_suite(
             args.planner,
             args.goal,
-            Path(args.bundle) if args.bundle else None,
+            args.bundle,
             args.backend,
             args.episodes,
             args.seed,
@@ -86,8 +93,8 @@ def _run_suite(args: argparse.Namespace) -> int:
         f"plan p50 {figures['plan_ms']['p50']} ms, p99 {figures['plan_ms']['p99']} ms",
         soft_wrap=True,
     )
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return 0
 
 

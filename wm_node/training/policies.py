@@ -62,12 +62,14 @@ class MpcPolicy:
         self._kind = goal
         self._goal = Goal()
         self._fresh = True
+        self._commands = 0
 
     def reset(self, task: Task, sim: TabletopSim) -> None:
         """Begin an episode; a goal picture is taken of the simulator's own scene."""
         self._planner.reset()
         self._buffer.reset()
         self._fresh = True
+        self._commands = 0
         if self._kind == "state":
             self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
         else:
@@ -98,8 +100,9 @@ class MpcPolicy:
             self._fresh = False
         self._buffer.add_frame(stamp, latent)
         self._buffer.add_joints(stamp, observation.joints)
-        for effect, command in observation.applied[-4:]:
+        for effect, command in observation.applied[self._commands :]:
             self._buffer.add_action(effect, command)
+        self._commands = len(observation.applied)
         context = self._buffer.context(stamp)
         if isinstance(context, NotReady):
             raise WmError(f"the suite's observations leave a gap in the {context.reason}.")
