@@ -6,17 +6,16 @@ from wm_node.launching import arguments, in_namespace, lifecycle_walk, node_proc
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Start the recorder; no bundle is needed."""
+    """Start the recorder; a bundle is not needed, its hash is noted where one is given."""
     return LaunchDescription(
         [
-            *arguments(bundle="none"),
+            *arguments(bundle=""),
             *in_namespace(
                 [
                     node_process(
                         "flight_recorder",
                         configs=["config/flight_recorder.yaml"],
                         needed=True,
-                        with_bundle=False,
                     ),
                     lifecycle_walk(["flight_recorder"]),
                 ]

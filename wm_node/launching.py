@@ -32,8 +32,8 @@ from wm_node.resources import resource
 _XML = "FASTRTPS_DEFAULT_PROFILES_FILE"
 
 
-def arguments(robot: str = "", bundle: str = "") -> list[Action]:
-    """Declare the arguments that all launch files take, with the given defaults."""
+def arguments(robot: str | None = None, bundle: str | None = None) -> list[Action]:
+    """Declare the arguments that all launch files take; those without a default are required."""
     return [
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace"),
         DeclareLaunchArgument(
@@ -44,12 +44,12 @@ def arguments(robot: str = "", bundle: str = "") -> list[Action]:
         DeclareLaunchArgument(
             "robot",
             description="robot profile: a path, or the name of one in config/robots",
-            **({"default_value": robot} if robot else {}),
+            default_value=robot,
         ),
         DeclareLaunchArgument(
             "bundle",
             description="path of the bundle",
-            **({"default_value": bundle} if bundle else {}),
+            default_value=bundle,
         ),
         DeclareLaunchArgument(
             "use_sim_time",
@@ -95,7 +95,6 @@ def node_process(
     configs: Sequence[str] = (),
     parameters: dict[str, object] | None = None,
     needed: bool = False,
-    with_bundle: bool = True,
 ) -> Action:
     """One node process, run by the interpreter that runs launch.
 
@@ -105,7 +104,6 @@ def node_process(
         parameters: further parameters; ``robot``, ``bundle`` and ``use_sim_time`` come from the
             launch arguments. (Values for a node by its full name in ``params_file`` win.)
         needed: whether the whole launch ends when the process does.
-        with_bundle: whether the node takes a bundle.
     """
 
     def build(context: LaunchContext) -> list[Action]:
@@ -116,10 +114,9 @@ def node_process(
             given.append(params_file)
         own: dict[str, object] = {
             "robot": ParameterValue(LaunchConfiguration("robot"), value_type=str),
+            "bundle": ParameterValue(LaunchConfiguration("bundle"), value_type=str),
             "use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool),
         }
-        if with_bundle:
-            own["bundle"] = ParameterValue(LaunchConfiguration("bundle"), value_type=str)
         given.append(own | (parameters or {}))
         return [
             Node(
