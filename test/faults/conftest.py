@@ -104,10 +104,10 @@ class Bench:
                 cwd=Path(__file__).parents[2],
             )
 
-    def start_robot(self) -> None:
-        # Few frames: nobody looks, and software rendering would take a core.
-        words = ("-m", "wm_node.nodes.sim_robot", "--ros-args", "-p", "camera_rate:=1.0")
-        self.start("robot", *words)
+    def start_robot(self, camera_rate: float = 1.0) -> None:
+        # Few frames where nobody looks: software rendering takes a share of a core.
+        words = ("--ros-args", "-p", f"camera_rate:={camera_rate}")
+        self.start("robot", "-m", "wm_node.nodes.sim_robot", *words)
         bring_up(self.caller, [ROBOT])
 
     def start_gate(self, *words: str) -> None:

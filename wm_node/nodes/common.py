@@ -79,7 +79,7 @@ LATCHED_QOS = QoSProfile(
 # The planner's heartbeat. Its lease is renewed by the DDS library's own thread: it tells of the
 # death of the process within HEARTBEAT_LEASE_S, whatever Python is busy with. Publisher and
 # subscriber must both use this profile, else DDS does not connect them.
-HEARTBEAT_LEASE_S = 0.08
+HEARTBEAT_LEASE_S = 0.07
 HEARTBEAT_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,

@@ -63,7 +63,7 @@ class GateConfig:
     stamp_ahead_s: float = 0.05
     clock_jump_s: float = 0.2
     unverified_scale: float = 0.25
-    doubt_s: float = 0.075
+    doubt_s: float = 0.07
     latch_after_s: float = 1.0
     joint_speed_margin: float = 1.2
 
