@@ -24,7 +24,7 @@ from wm_node.profile import load_profile
 
 Note = Callable[[str, float], None]
 
-# The bound, and what the robot needs to answer a command: one period of its joint states.
+# From the death of the planner's process to the first decelerating command.
 ONSET_S = 0.100
 
 

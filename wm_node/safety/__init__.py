@@ -1,1 +1,1 @@
-"""wm_node.safety."""
+"""The safety gate on plain arrays: named reasons, limits, the state machine. No ROS, no torch."""
