@@ -1,0 +1,135 @@
+"""Bundle and engines: every backend reproduces the reference, damaged bundles are refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from wm_node.bundle import Bundle, load_bundle
+from wm_node.engine import load_engine
+from wm_node.engine.load import check_golden, read_golden
+from wm_node.errors import WmError
+from wm_node.model.export import untrained_bundle
+from wm_node.planning.world_model import Context, WorldModel
+from wm_node.profile import load_profile
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return untrained_bundle(load_profile("tabletop"), tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_backend_reproduces_the_golden_arrays(bundle: Bundle, backend: str) -> None:
+    engine = load_engine(bundle, backend)
+    assert check_golden(bundle, engine, 1.0) < 0.08
+    assert engine.name.startswith(backend)
+
+
+def test_backends_agree_on_a_population_of_another_size(bundle: Bundle) -> None:
+    inputs = dict(read_golden(bundle)["rollout"]["in"])
+    random = np.random.default_rng(0)
+    inputs["actions"] = random.normal(0, 0.1, (37, 16, 2)).astype(np.float32)
+    first = load_engine(bundle, "openvino").run("rollout", inputs)
+    second = load_engine(bundle, "torch").run("rollout", inputs)
+    for name, expected in second.items():
+        assert np.abs(first[name] - expected).max() <= 0.08 * expected.std() + 1e-3, name
+
+
+def test_a_backend_that_is_off_is_refused(bundle: Bundle) -> None:
+    engine = load_engine(bundle, "torch")
+
+    class Off:
+        name = "off"
+
+        def prepare(self, graph: str, inputs: object) -> None: ...
+
+        def run(self, graph: str, inputs: dict) -> dict:  # type: ignore[type-arg]
+            return {name: value * 1.5 + 1.0 for name, value in engine.run(graph, inputs).items()}
+
+    with pytest.raises(WmError, match="does not reproduce"):
+        check_golden(bundle, Off(), 0.1)
+
+
+def test_unknown_backend(bundle: Bundle) -> None:
+    with pytest.raises(WmError, match="choose one of openvino, torch"):
+        load_engine(bundle, "abacus")
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    with pytest.raises(WmError, match="there is no bundle"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "rollout.onnx", "golden.npz"])
+def test_a_flipped_byte_is_noticed(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (copy / name).write_bytes(content)
+    with pytest.raises(WmError, match=rf"{name} fails its sha256"):
+        load_bundle(copy)
+
+
+def test_a_missing_or_short_file_is_noticed(copy: Path) -> None:
+    weights = copy / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(WmError, match="bytes instead of"):
+        load_bundle(copy)
+    weights.unlink()
+    with pytest.raises(WmError, match="is missing"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "has format 99"),
+        ({"files": {}}, "lists no weights"),
+        ({"files": {"../../etc/passwd": {}, "weights.safetensors": {}, "golden.npz": {}}}, "bad"),
+        ({"profile": {"format": 1}}, "not a valid robot profile"),
+        ({"graphs": [1]}, "lists no graphs"),
+    ],
+)
+def test_a_wrong_manifest_is_one_sentence(copy: Path, change: dict, message: str) -> None:  # type: ignore[type-arg]
+    manifest = yaml.safe_load((copy / "manifest.yaml").read_text())
+    (copy / "manifest.yaml").write_text(yaml.safe_dump({**manifest, **change}))
+    with pytest.raises(WmError, match=message):
+        load_bundle(copy)
+
+
+def test_a_manifest_with_code_is_not_run(copy: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (copy / "manifest.yaml").write_text(f"!!python/object/apply:os.mkdir ['{mark}']")
+    with pytest.raises(WmError, match="not YAML"):
+        load_bundle(copy)
+    assert not mark.exists()
+
+
+def test_the_shipped_size_is_within_its_bound(bundle: Bundle) -> None:
+    assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 15_000_000
+
+
+def test_typed_calls(bundle: Bundle) -> None:
+    model = WorldModel(bundle, load_engine(bundle, "openvino"))
+    frame = np.zeros((64, 64, 3), np.uint8)
+    latent = model.encode({"front": frame})
+    context = Context(
+        0, np.stack([latent, latent]), np.zeros((2, 4), np.float32), np.zeros((2, 2, 2), np.float32)
+    )
+    outcomes = model.rollout(context, np.zeros((3, 16, 2), np.float32))
+    assert outcomes.state.shape == (3, 8, 4)
+    assert np.isnan(outcomes.time_to_goal).all()
+    assert model.decode(outcomes.latents[0], latent, {"front": frame}).shape == (8, 1, 64, 64, 3)
+    with pytest.raises(WmError, match="resize it first"):
+        model.encode({"front": np.zeros((32, 32, 3), np.uint8)})
+    with pytest.raises(WmError, match="no frame of a camera"):
+        model.encode({"elsewhere": frame})

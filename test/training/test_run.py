@@ -1,0 +1,190 @@
+"""Training end to end on a tiny dataset: a bundle comes out, and an interrupted run resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wm_node.bundle import load_bundle
+from wm_node.data.dataset import Dataset, DatasetWriter, EpisodeArrays
+from wm_node.engine import load_engine
+from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
+from wm_node.model.load import load_network
+from wm_node.profile import load_profile, parse_profile
+from wm_node.training import loop
+from wm_node.training.data import TrainingData, batches, prefetch
+from wm_node.training.encoder_phase import augment
+from wm_node.training.loop import Recorder
+from wm_node.training.recipe import Recipe, recipe_from_dict
+from wm_node.training.run import RunSettings, train
+
+SMALL = ModelConfig(
+    latent=16,
+    encoder_channels=(8, 8, 8),
+    encoder_hidden=16,
+    width=16,
+    layers=1,
+    heads=2,
+    head_hidden=16,
+    value_hidden=16,
+    ensemble_dim=8,
+)
+RECIPE = Recipe(
+    encoder_steps=6,
+    encoder_batch=4,
+    dynamics_steps=6,
+    dynamics_batch=16,
+    value_steps=3,
+    value_batch=16,
+    decoder_steps=3,
+    decoder_batch=4,
+    model=SMALL,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    data = load_profile("tabletop").dump()
+    data["cameras"][0] |= {"model_width": 32, "model_height": 32}
+    profile = parse_profile(data, "test")
+    path = tmp_path_factory.mktemp("data") / "set"
+    random = np.random.default_rng(0)
+    with DatasetWriter(path, profile) as writer:
+        for number in range(22):
+            ticks = 40
+            events = np.zeros((ticks, 2), np.uint8)
+            events[30:, 0] = number % 2
+            events[:, 1] = 255  # never labelled
+            writer.append(
+                EpisodeArrays(
+                    name=f"e{number}",
+                    stamps=np.arange(ticks, dtype=np.int64) * 100_000_000,
+                    frames={"front": random.integers(0, 256, (ticks, 32, 32, 3), dtype=np.uint8)},
+                    frame_valid=np.ones((ticks, 1), np.uint8),
+                    joints=random.normal(size=(ticks, 4)).astype(np.float32),
+                    actions=random.normal(size=(ticks, 2)).astype(np.float32),
+                    labels=random.normal(size=(ticks, 4)).astype(np.float32),
+                    events=events,
+                )
+            )
+        writer.close(fingerprint="test")
+    return Dataset.open(path)
+
+
+def recorder(folder: Path) -> Recorder:
+    return Recorder(folder, lambda phase, step, steps, text: None)
+
+
+def test_a_bundle_comes_out_and_runs(dataset: Dataset, tmp_path: Path) -> None:
+    settings = RunSettings(tmp_path / "work")
+    bundle = train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
+    assert load_bundle(bundle.path).sha256 == bundle.sha256
+    assert load_engine(bundle, "openvino").name.startswith("openvino")
+    calibration = bundle.manifest["calibration"]
+    assert calibration["events_trained"] == ["fell"], "an event without labels is not available"
+    assert len(calibration["surprise_scale"]) == 8
+    assert bundle.manifest["metrics"]["prediction"]["latent_mse"] > 0
+    with pytest.raises(WmError, match="already exists"):
+        train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
+
+
+@pytest.mark.parametrize("phase", ["encoder", "dynamics", "value", "decoder"])
+def test_a_resumed_run_ends_as_an_unbroken_one(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    whole = train(
+        dataset, tmp_path / "a", RECIPE, RunSettings(tmp_path / "wa"), recorder(tmp_path / "la")
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(name: str, step: int, steps: int, text: str) -> None:
+        if name == phase and step == 2 and steps > 1:
+            raise Stop
+
+    settings = RunSettings(tmp_path / "wb")
+    with pytest.raises(Stop):
+        train(dataset, tmp_path / "b", RECIPE, settings, Recorder(tmp_path / "lb", stop))
+    resumed = train(dataset, tmp_path / "b", RECIPE, settings, recorder(tmp_path / "lb"))
+    first, second = load_network(whole).state_dict(), load_network(resumed).state_dict()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=name)
+
+
+def test_another_recipe_does_not_resume(dataset: Dataset, tmp_path: Path) -> None:
+    settings = RunSettings(tmp_path / "work")
+    train(dataset, tmp_path / "a", RECIPE, settings, recorder(tmp_path / "l"))
+    other = replace(RECIPE, encoder_rate=5e-4)
+    with pytest.raises(WmError, match="--restart"):
+        train(dataset, tmp_path / "b", other, settings, recorder(tmp_path / "l"))
+
+
+def test_divergence_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    wild = replace(RECIPE, encoder_rate=1e12, clip=1e12)
+    with pytest.raises(WmError, match="diverged in phase 'encoder'"):
+        train(dataset, tmp_path / "a", wild, RunSettings(tmp_path / "w"), recorder(tmp_path / "l"))
+
+
+def test_frames_from_disk_equal_those_from_memory(dataset: Dataset) -> None:
+    at = torch.tensor([[3, 700], [41, 5]])
+    device = torch.device("cpu")
+    disk = TrainingData(Dataset.open(dataset.path), device, 0)
+    memory = TrainingData(Dataset.open(dataset.path), device, 1 << 30)
+    assert not disk.in_memory
+    assert memory.in_memory
+    torch.testing.assert_close(disk.frames(at), memory.frames(at))
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    starts = np.arange(1000)
+    first = batches(starts, 8, seed=1)
+    later = batches(starts, 8, seed=1, first_step=2)
+    for _ in range(2):
+        next(first)
+    np.testing.assert_array_equal(next(first), next(later))
+
+
+def test_prefetch_hands_errors_on() -> None:
+    def broken():  # type: ignore[no-untyped-def]
+        yield torch.zeros(1)
+        raise OSError("disk gone")
+
+    items = prefetch(broken())
+    next(items)
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+
+
+def test_augmentation_changes_colours_of_each_frame_apart() -> None:
+    torch.manual_seed(0)
+    frames = torch.full((64, 1, 4, 4, 3), 128, dtype=torch.uint8)
+    out = augment(frames, 1.0)
+    assert out.shape == frames.shape
+    assert float(out.min()) >= 0.0
+    assert float(out.max()) <= 255.0
+    means = out.mean((1, 2, 3))
+    assert float(means.std(0).min()) > 5.0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"encodr_steps": 1}, "unknown recipe keys"),
+        ({"encoder_steps": 1.5}, "must be a int"),
+        ({"clip": -1}, "0 or more"),
+        ({"model": {"width": 10}}, "multiple of its 'heads'"),
+        ([1], "must be a YAML mapping"),
+    ],
+)
+def test_wrong_recipes_are_one_sentence(data: object, message: str) -> None:
+    with pytest.raises(WmError, match=message):
+        recipe_from_dict(data, "recipe.yaml")
