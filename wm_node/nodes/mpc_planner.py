@@ -439,12 +439,12 @@ class MpcPlannerNode(ManagedNode):
             return Reason.FRAMES_STALE
         if (now_ns - world.last_joints_ns) * 1e-9 > safety.max_joint_age_s:
             return Reason.JOINTS_STALE
+        if self._cycle is None or self._cycle.goal is None:
+            return Reason.NO_GOAL if self._cycle_reason is Reason.OK else self._cycle_reason
+        if self._late_mode:  # before the cycle's reason, which is out of date then
+            return Reason.PLAN_LATE
         if self._cycle_reason is not Reason.OK:
             return self._cycle_reason
-        if self._cycle is None or self._cycle.goal is None:
-            return Reason.NO_GOAL
-        if self._late_mode:
-            return Reason.PLAN_LATE
         return Reason.SHADOW if self.get_parameter("shadow").value else Reason.OK
 
     # What goes out.
@@ -452,6 +452,7 @@ class MpcPlannerNode(ManagedNode):
     def _beat(self) -> None:
         if self._cycle is None or not self.is_active:
             return
+        self._world.poll()
         reason = self._reason()
         self._heartbeat(reason)
         self._tell(reason, beat=False)

@@ -45,6 +45,7 @@ class Polled:
         topic: str,
         callback: Callable[[Any], None],
         qos: QoSProfile,
+        **options: Any,
     ) -> None:
         self._node = node
         self._callback = callback
@@ -52,7 +53,7 @@ class Polled:
         # A group lives as long as somebody holds it; the node keeps a weak reference only.
         self._group = _NeverReady()
         self._subscription = node.create_subscription(
-            kind, topic, callback, qos, callback_group=self._group
+            kind, topic, callback, qos, callback_group=self._group, **options
         )
 
     def poll(self) -> None:

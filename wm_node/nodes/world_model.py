@@ -60,13 +60,15 @@ from wm_node.nodes.foresight import CHUNK, Foresight, Listeners, Tick, channels,
 from wm_node.nodes.gather import TickGatherer
 from wm_node.nodes.handover import CallbackWatch, Outbox
 from wm_node.nodes.pointcloud import pack, unpack
+from wm_node.nodes.polling import Polled
 from wm_node.planning.world_model import Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile, load_profile
 from wm_node.safety.reasons import Reason
 
-# Joint states come fast and are interpolated: none may be lost while a picture is being received.
-JOINTS_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST, depth=50, reliability=ReliabilityPolicy.BEST_EFFORT
+# Joint states and applied actions come fast, wait in the queue until a tick needs them, and none
+# may be lost. Best effort matches every publisher.
+STREAM_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST, depth=200, reliability=ReliabilityPolicy.BEST_EFFORT
 )
 
 
@@ -221,10 +223,15 @@ class WorldModelNode(ManagedNode):
             self.frames_received[camera.name] = 0
             kind = message_class(camera.message)
             subscribe(kind, camera.topic, partial(self._on_frame, camera), SENSOR_QOS)
-        subscribe(JointState, profile.joints.topic, self._on_joints, JOINTS_QOS)
         readback = profile.action.readback
-        kind = message_class(readback.message)
-        subscribe(kind, readback.topic, self._on_applied, RELIABLE_QOS)
+        self._streams = [
+            Polled(self, kind, topic, call, STREAM_QOS, **options)
+            for kind, topic, call in (
+                (JointState, profile.joints.topic, self._on_joints),
+                (message_class(readback.message), readback.topic, self._on_applied),
+            )
+        ]
+        self._parts += [stream.destroy for stream in self._streams]
         subscribe(PointCloud2, "~/candidates", self._on_candidates, RELIABLE_QOS)
         service = self.create_service(Trigger, "~/reset", self._on_reset)
         self._parts.append(partial(self.destroy_service, service))
@@ -288,7 +295,14 @@ class WorldModelNode(ManagedNode):
         self.foresight.imagination_period_s = 1.0 / rate if watched else 0.0
         if self.on_tick is not None:
             self.on_tick(tick)
+        self.poll()
         self.foresight.submit_tick(tick)
+
+    def poll(self) -> None:
+        """Take the joint states and applied actions that have come."""
+        if self.foresight is not None:
+            for stream in self._streams:
+                stream.poll()
 
     def _on_joints(self, message: JointState) -> None:
         if self.foresight is None:
@@ -392,6 +406,7 @@ class WorldModelNode(ManagedNode):
     def _report(self) -> None:
         if self.foresight is None:
             return
+        self.poll()
         level, text = self._health(self.foresight.profile)
         self._diagnostics.report(level, text, self._figures(self.foresight))
         self._fault = "" if self.joints_fault is Reason.OK else self._fault
