@@ -113,11 +113,19 @@ def head_losses(
     return result
 
 
-def dynamics_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
-    """Build the phase: latents, joints, label heads and the disagreement ensemble."""
+def dynamics_phase(
+    windows: Windows, recipe: Recipe, seed: int, weights: NDArray[np.float64] | None
+) -> Phase:
+    """Build the phase: latents, joints, label heads and the disagreement ensemble.
+
+    Args:
+        windows: cached latents.
+        recipe: how long and how hard.
+        seed: of the batches.
+        weights: prediction error of each training window after phase 1, see ``hard_share``.
+    """
     net, data, context = windows.net, windows.data, windows.context
     starts = windows.split.train
-    weights = windows.errors(starts) if recipe.hard_share > 0.0 else None
 
     def make_batches(first_step: int) -> Iterator[Tensor]:
         for picked in batches(

@@ -70,6 +70,7 @@ class _Run:
         self.checkpoints = Checkpoints(settings.work, identity)
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.metrics: dict[str, Any] = {}
+        self._hardness: Tensor | None = None
         self._windows: Windows | None = None
 
     @property
@@ -86,12 +87,15 @@ class _Run:
         result = {f"net.{k}": v for k, v in self.encoder_training.state_dict().items()}
         for name, snapshot in self.snapshots.items():
             result |= {f"snapshot.{name}.{k}": v for k, v in snapshot.items()}
+        if self._hardness is not None:
+            result["hardness"] = self._hardness
         return result
 
     def restore(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take a checkpoint's tensors back; return those of the optimiser."""
         own = {k[4:]: v for k, v in tensors.items() if k.startswith("net.")}
         self.encoder_training.load_state_dict(own)
+        self._hardness = tensors.get("hardness")
         for key, value in tensors.items():
             if key.startswith("snapshot."):
                 _, name, rest = key.split(".", 2)
@@ -104,7 +108,12 @@ class _Run:
         if name == "encoder":
             return encoder_phase(self.encoder_training, self.data, recipe, seed)
         if name == "dynamics":
-            phase = dynamics_phase(self.windows, recipe, seed)
+            if self._hardness is None and recipe.hard_share > 0.0:
+                # Kept in the checkpoint: it is that of the model as phase 1 left it.
+                errors = self.windows.errors(self.windows.split.train)
+                self._hardness = torch.from_numpy(errors)
+            weights = None if self._hardness is None else self._hardness.numpy()
+            phase = dynamics_phase(self.windows, recipe, seed, weights)
             return Phase(**{**phase.__dict__, "after_step": self._snapshot})
         if name == "value":
             return value_phase(self.windows, recipe, seed)
