@@ -15,7 +15,6 @@ from wm_node.training.dynamics_phase import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
-
 CONTEXTS = 4  # contexts of each sequence that predictions start from
 
 
