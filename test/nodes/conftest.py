@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from wm_node.nodes.common import (
     SENSOR_QOS,
     steady_clock,
 )
-from wm_node.profile import load_profile
+from wm_node.profile import RobotProfile, load_profile, parse_profile
 
 PLANNER, WORLD = "mpc_planner", "world_model"
 JOINTS = ("base_yaw", "shoulder", "elbow", "wrist")
@@ -145,10 +146,7 @@ class Robot:
         self.node.destroy_node()
 
 
-@pytest.fixture(scope="session")
-def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small model whose outcomes depend on frames and actions, at random."""
-    profile = load_profile("tabletop")
+def _random_bundle(profile: RobotProfile, path: Path) -> Bundle:
     small = ModelConfig(
         latent=32,
         encoder_channels=(8, 8, 8),
@@ -167,7 +165,46 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    return export_bundle(net, profile, tmp_path_factory.mktemp("bundle") / "b", {})
+    return export_bundle(net, profile, path, {})
+
+
+@pytest.fixture(scope="session")
+def random_bundle_of() -> Callable[[RobotProfile, Path], Bundle]:
+    """Writes a small model whose outcomes depend on frames and actions, at random."""
+    return _random_bundle
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Such a model for the table-top robot."""
+    return _random_bundle(load_profile("tabletop"), tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="session")
+def arm_profile() -> RobotProfile:
+    """A 7-joint arm that is commanded in joint positions."""
+    data = load_profile("tabletop").dump()
+    names = [f"joint_{index}" for index in range(7)]
+    data["joints"] |= {"names": names, "lower": [-3.0] * 7, "upper": [3.0] * 7}
+    data["joints"]["unit"] = "rad"
+    data["joints"]["max_velocity"] = [1.0] * 7
+    data["action"] = {
+        "kind": "joint_position",
+        "names": names,
+        "units": ["rad"] * 7,
+        "lower": [-3.0] * 7,
+        "upper": [3.0] * 7,
+        "rate_hz": 10,
+        "topic": "arm/trajectory",
+        "message": "trajectory_msgs/msg/JointTrajectory",
+        "fields": ["positions"],
+        "readback": {
+            "topic": "arm/state",
+            "message": "sensor_msgs/msg/JointState",
+            "fields": ["position"],
+        },
+    }
+    return parse_profile(data, "test")
 
 
 @pytest.fixture(scope="module")

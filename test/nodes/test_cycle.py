@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
 from wm_node.planning.context import NotReady
 from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.world_model import Context, Goal, WorldModel
+from wm_node.profile import RobotProfile
 from wm_node.safety.reasons import Reason
 
 MS, S = 1_000_000, 1_000_000_000
@@ -241,3 +243,30 @@ def test_a_command_replaces_those_that_were_to_come_after_it():
     assert list(got[:, 0]) == [9.0, 9.0, 9.0]
     schedule.clear()
     assert schedule.committed(NOW, 1, 100 * MS, np.array([0.5]))[0, 0] == 0.5
+
+
+def test_an_arm_in_joint_positions_plans_from_where_it_is(
+    tmp_path: Path,
+    arm_profile: RobotProfile,
+    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
+):
+    bundle = random_bundle_of(arm_profile, tmp_path / "arm")
+    cycles = Cycles(bundle, WorldModel(bundle, load_engine(bundle, "openvino", 1)))
+    here = np.linspace(-0.3, 0.3, 7, dtype=np.float32)
+    context = Context(
+        NOW,
+        np.zeros((2, cycles.foresight.model.latent_size), np.float32),
+        np.stack([here, here]),
+        np.tile(here, (2, 2, 1)),
+    )
+    assert cycles.cycle.rest(context) == pytest.approx(here)
+    cycles.cycle.set_goal(Goal(latent=np.ones(cycles.foresight.model.latent_size, np.float32)))
+    decision = cycles.run(context=context)
+    assert decision.reason in (Reason.OK, Reason.GOAL_REACHED)
+    assert decision.outcomes is not None
+    assert decision.outcomes.joints.shape == (1, 8, 7)
+    cycles.cycle.set_goal(FAR)
+    decision = cycles.run(context=context)
+    assert decision.reason is Reason.OK
+    assert decision.actions is not None
+    assert decision.actions.shape == (16, 7)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ from wm_node.nodes.foresight import (
 )
 from wm_node.planning.context import NotReady
 from wm_node.planning.world_model import Context, WorldModel
-from wm_node.profile import load_profile, parse_profile
+from wm_node.profile import RobotProfile, load_profile, parse_profile
 
 MS = 1_000_000
 START = 1_700_000_000_000 * MS
@@ -299,3 +300,24 @@ def test_topics_and_limits_may_differ_from_the_bundle():
     data["cameras"][0]["topic"] = "other/image"
     data["safety"]["max_frame_age_s"] = 0.5
     check_match(trained, parse_profile(data, "test"))
+
+
+def test_two_cameras_are_encoded_together_and_a_silent_one_is_masked(
+    tmp_path: Path, random_bundle_of: Callable[[RobotProfile, Path], Bundle]
+):
+    data = load_profile("tabletop").dump()
+    front = data["cameras"][0]
+    data["cameras"] = [front, {**front, "name": "hand", "topic": "hand/image"}]
+    profile = parse_profile(data, "test")
+    made = World(random_bundle_of(profile, tmp_path / "two"))
+    try:
+        latents = []
+        for k, names in enumerate([("front", "hand"), ("front",), ("front", "hand")]):
+            messages = {name: image(10 if name == "hand" else 0) for name in names}
+            made.foresight.submit_tick(Tick(START + k * 100 * MS, time.monotonic_ns(), messages))
+            latents.append(made.await_(made.seen, k + 1).latent)
+            assert set(made.seen[-1].frames) == set(names)
+        assert latents[0] == pytest.approx(latents[2])
+        assert np.abs(latents[0] - latents[1]).max() > 1e-3
+    finally:
+        assert made.foresight.worker.stop()
