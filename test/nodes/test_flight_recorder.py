@@ -210,6 +210,12 @@ def test_a_clean_stop_leaves_every_message_in_a_bag_that_all_readers_read(robot,
         assert summary is not None
         assert summary.statistics.message_count == sum(found.values())
         assert [one.name for one in reader.iter_attachments()] == ["profile.yaml"]
+        # Log time is the time of reception, not that at which the recorder looked.
+        late_ns = [
+            message.log_time - message.publish_time
+            for _, _, message in reader.iter_messages(topics=["/joint_states"])
+        ]
+        assert 0 <= np.median(late_ns) < 10_000_000
     assert recover(recorder.bag).healthy
 
 

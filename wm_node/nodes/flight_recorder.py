@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
@@ -48,6 +48,7 @@ from wm_node.nodes.common import (
 )
 from wm_node.nodes.image_encoder import Deliver, Frame, ImageEncoder
 from wm_node.nodes.parameter_watch import ParameterWatch
+from wm_node.nodes.polled_subscription import GapCounter, PolledSubscription, Take
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.recording.definitions import message_definition, type_hash
 from wm_node.recording.mcap_file import COMPRESSIONS
@@ -77,19 +78,20 @@ DEFAULT_TOPICS = (
 )
 DEFAULT_NODES = ("world_model", "mpc_planner", "safety_gate", "sim_robot")
 
+_POLL_S = 0.05
 _DISCOVERY_S = 0.2  # topics that have not been seen; the others every fifth time
 _STATUS_S = 1.0
 _DROP_WARNING_S = 10.0
 _MB = 1_000_000
 
 
-class _Subscription:
-    """One recorded topic: what was subscribed, and with which quality of service."""
+class _Recorded(NamedTuple):
+    """One recorded topic: its subscription, and the quality of service that it has."""
 
-    def __init__(self, handle: Any, topic: Topic, qos: QoSProfile) -> None:
-        self.handle = handle
-        self.topic = topic
-        self.qos = qos
+    subscription: PolledSubscription
+    gaps: GapCounter
+    topic: Topic
+    qos: QoSProfile
 
 
 class FlightRecorder(ManagedNode):
@@ -105,7 +107,7 @@ class FlightRecorder(ManagedNode):
         self._recorder: BagRecorder | None = None
         self._encoder: ImageEncoder | None = None
         self._watch: ParameterWatch | None = None
-        self._recorded: dict[str, _Subscription] = {}
+        self._recorded: dict[str, _Recorded] = {}
         self._wanted: list[str] = []
         self._problems: dict[str, str] = {}
         self._lost: dict[str, int] = {}
@@ -200,6 +202,7 @@ class FlightRecorder(ManagedNode):
         self._on_parameters({})
         clock = steady_clock()
         self._own_timers = [
+            self.create_timer(_POLL_S, self._poll, clock=clock),
             self.create_timer(_DISCOVERY_S, self._discover, clock=clock),
             self.create_timer(_STATUS_S, self._report, clock=clock),
         ]
@@ -212,8 +215,8 @@ class FlightRecorder(ManagedNode):
         for timer in self._own_timers:
             self.destroy_timer(timer)
         self._own_timers = []
-        for subscription in self._recorded.values():
-            self.destroy_subscription(subscription.handle)
+        for one in self._recorded.values():
+            one.subscription.destroy()
         self._recorded.clear()
         self._problems.clear()
         if self._watch is not None:
@@ -301,6 +304,8 @@ class FlightRecorder(ManagedNode):
         if known is not None and known.topic.type != message_type:
             was = known.topic.type
             raise WmError(f"its type changed from {was} to {message_type}; begin a new recording.")
+        gaps = GapCounter() if known is None else known.gaps
+        gaps.publishers = len(publishers)
         if known is not None and known.qos == qos:
             return
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
@@ -314,20 +319,24 @@ class FlightRecorder(ManagedNode):
             keep=len(publishers),
         )
         if known is not None:
-            self.destroy_subscription(known.handle)
-        handle = self.create_subscription(
+            known.subscription.destroy()
+        subscription = PolledSubscription(
+            self,
             message_class(message_type),
             name,
-            self._taker(topic, jpeg),
             qos,
-            raw=True,
-            event_callbacks=SubscriptionEventCallbacks(
-                message_lost=self._on_lost(name), use_default_callbacks=False
-            ),
+            self._taker(topic, jpeg),
+            gaps,
+            partial(self._count_lost, name),
         )
-        self._recorded[name] = _Subscription(handle, topic, qos)
+        self._recorded[name] = _Recorded(subscription, gaps, topic, qos)
 
-    def _taker(self, topic: Topic, jpeg: bool) -> Callable[[bytes, dict[str, Any]], None]:
+    def _poll(self) -> None:
+        """Take what has arrived."""
+        for one in self._recorded.values():
+            one.subscription.poll()
+
+    def _taker(self, topic: Topic, jpeg: bool) -> Take:
         """Return the callback of a subscription; whatever it takes is written or counted."""
         recorder, encoder = self._recorder, self._encoder
         assert recorder is not None
@@ -353,11 +362,8 @@ class FlightRecorder(ManagedNode):
 
         return encode
 
-    def _on_lost(self, name: str) -> Callable[[Any], None]:
-        def lost(event: Any) -> None:
-            self._lost[name] = self._lost.get(name, 0) + int(event.total_count_change)
-
-        return lost
+    def _count_lost(self, name: str, count: int) -> None:
+        self._lost[name] = self._lost.get(name, 0) + count
 
     def _log_ns(self, info: dict[str, Any]) -> int:
         """Return when a message arrived: by DDS's receive stamp, or by /clock."""
@@ -504,7 +510,7 @@ def adapted_qos(offered: Sequence[QoSProfile], large: bool) -> QoSProfile:
     latched = all(qos.durability == DurabilityPolicy.TRANSIENT_LOCAL for qos in offered)
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
-        depth=20 if large else 100,
+        depth=60 if large else 1000,  # a second's worth, should a split hold us up
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )

@@ -1,0 +1,118 @@
+"""A raw subscription that is emptied at intervals instead of waking the executor for each message.
+
+The executor of rclpy rebuilds its wait set for every message, which costs more than half a
+millisecond. A recorder does not need a message the moment it arrives: DDS notes when that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+# Serialised message; its info: source_timestamp and received_timestamp in ns, and more.
+Take = Callable[[bytes, dict[str, Any]], None]
+
+
+class _NotExecuted(CallbackGroup):  # type: ignore[misc]  # rclpy ships no types
+    """Keeps a subscription out of the executor's wait set.
+
+    Its events must stay out as well: they share a condition with the data, and would keep the
+    executor awake for as long as a message lies there.
+    """
+
+    def can_execute(self, entity: Any) -> bool:
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        return False
+
+    def ending_execution(self, entity: Any) -> None:
+        """Nothing is held."""
+
+
+class GapCounter:
+    """Counts what is missing in the sequence numbers of a topic with one or more publishers.
+
+    Messages do not tell whose they are: a number follows the highest one below it. A jump counts
+    as loss only if no publisher is left that it may be the first message of.
+    """
+
+    def __init__(self) -> None:
+        self.publishers = 1
+        self._last: list[int] = []  # of each publisher, the most recent at the end
+
+    def see(self, number: int) -> int:
+        """Take the number of a message; returns how many before it are missing."""
+        missing = 0
+        below = max((last for last in self._last if last < number), default=None)
+        if below is not None and (below == number - 1 or len(self._last) >= self.publishers):
+            self._last.remove(below)
+            missing = number - below - 1
+        self._last.append(number)
+        del self._last[: -max(1, self.publishers)]
+        return missing
+
+
+class PolledSubscription:
+    """Gathers the messages of one topic, at most ``qos.depth`` of them, until :meth:`poll`."""
+
+    def __init__(
+        self,
+        node: Node,
+        kind: type,
+        topic: str,
+        qos: QoSProfile,
+        take: Take,
+        gaps: GapCounter,
+        lost: Callable[[int], None],
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            node: owner.
+            kind: message class.
+            topic: absolute name.
+            qos: of the subscription.
+            take: called for each message.
+            gaps: of the topic; outlives the subscription where another takes its place.
+            lost: called with the number of messages that were published and never came.
+        """
+        self._node = node
+        self._take = take
+        self._gaps = gaps
+        self._lost = lost
+        self._limit = 2 * qos.depth
+        self._group = _NotExecuted()  # the node holds groups weakly
+        self._subscription = node.create_subscription(
+            kind,
+            topic,
+            take,
+            qos,
+            raw=True,
+            callback_group=self._group,
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+        )
+
+    def poll(self) -> None:
+        """Hand over what has gathered."""
+        subscription = self._subscription
+        with subscription.handle:
+            for _ in range(self._limit):
+                taken = subscription.handle.take_message(subscription.msg_type, True)
+                if taken is None:
+                    return
+                data, info = taken
+                number = info.get("publication_sequence_number")
+                if number is not None and (missing := self._gaps.see(int(number))):
+                    self._lost(missing)
+                self._take(data, info)
+
+    def destroy(self) -> None:
+        """Hand over what has gathered and unsubscribe."""
+        self.poll()
+        self._node.destroy_subscription(self._subscription)
