@@ -72,13 +72,20 @@ def _svg(figure: Figure) -> str:
 
 
 def picture(
-    image: NDArray[np.uint8], width: int | None = None, quality: int = 82, smooth: bool = True
+    image: NDArray[np.uint8], width: int, quality: int = 82, aspect: float | None = None
 ) -> str:
-    """Return RGB pixels as a ``data:`` URI of a JPEG, optionally scaled to a width."""
+    """Return RGB pixels as a ``data:`` URI of a JPEG.
+
+    Args:
+        image: uint8 (H, W, 3).
+        width: in pixels, to scale to.
+        quality: of the JPEG.
+        aspect: width over height to stretch to; None keeps the image's own.
+    """
     frame = Image.fromarray(image)
-    if width is not None and width != frame.width:
-        method = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-        frame = frame.resize((width, round(frame.height * width / frame.width)), method)
+    height = round(width / (aspect or frame.width / frame.height))
+    if (width, height) != frame.size:
+        frame = frame.resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     frame.save(buffer, format="JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -230,7 +230,13 @@ def _moment(moment: Moment, data: ReportData) -> dict[str, Any]:
     for episode in data.episodes:
         if episode.start_ns <= moment.stamp_ns <= episode.end_ns:
             at = f"Episode {episode.number}, at {(moment.stamp_ns - episode.start_ns) / NS:.1f} s"
-    now = figures.picture(moment.now, TILE_WIDTH)
+    camera = data.log.profile.cameras[0]
+    aspect = camera.width / camera.height  # the model's frames may be squeezed
+
+    def tile(frame: NDArray[np.uint8]) -> str:
+        return figures.picture(frame, TILE_WIDTH, aspect=aspect)
+
+    now = tile(moment.now)
     return {
         "title": at[0].upper() + at[1:],
         "note": (
@@ -238,8 +244,8 @@ def _moment(moment: Moment, data: ReportData) -> dict[str, Any]:
             f"(unchanged frame: {moment.psnr_of_now()[-1]:.1f} dB)"
         ),
         "labels": ["now", *(f"+{(h + 1) * step_s:.2g} s" for h in range(steps))],
-        "imagined": [now, *(figures.picture(frame, TILE_WIDTH) for frame in moment.imagined)],
-        "real": [now, *(figures.picture(frame, TILE_WIDTH) for frame in moment.real)],
+        "imagined": [now, *(tile(frame) for frame in moment.imagined)],
+        "real": [now, *(tile(frame) for frame in moment.real)],
     }
 
 
