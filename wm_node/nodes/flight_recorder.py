@@ -83,6 +83,7 @@ _DISCOVERY_S = 0.2  # topics that have not been seen; the others every fifth tim
 _STATUS_S = 1.0
 _DROP_WARNING_S = 10.0
 _MB = 1_000_000
+_INFINITE_NS = 2**63 - 1
 
 
 class _Recorded(NamedTuple):
@@ -308,7 +309,10 @@ class FlightRecorder(ManagedNode):
         gaps.publishers = len(publishers)
         if known is not None and known.qos == qos:
             return
-        latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        # State, not history: what expires (the log) is not repeated in every file.
+        latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL and all(
+            info.qos_profile.lifespan.nanoseconds >= _INFINITE_NS for info in publishers
+        )
         topic = Topic(
             name=name,
             type=message_type,
