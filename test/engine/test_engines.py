@@ -128,7 +128,10 @@ def test_typed_calls(bundle: Bundle) -> None:
     outcomes = model.rollout(context, np.zeros((3, 16, 2), np.float32))
     assert outcomes.state.shape == (3, 8, 4)
     assert np.isnan(outcomes.time_to_goal).all()
-    assert model.decode(outcomes.latents[0], latent, {"front": frame}).shape == (8, 1, 64, 64, 3)
+    drawn = model.decode(
+        outcomes.latents[0], outcomes.joints[0], latent, context.joints[-1], {"front": frame}
+    )
+    assert drawn.shape == (8, 1, 64, 64, 3)
     with pytest.raises(WmError, match="resize it first"):
         model.encode({"front": np.zeros((32, 32, 3), np.uint8)})
     with pytest.raises(WmError, match="no frame of a camera"):

@@ -44,7 +44,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         value_hidden=16,
         ensemble=2,
         ensemble_dim=8,
-        decoder_channels=(8, 8, 8),
+        decoder_channels=(8, 8, 8, 8),
     )
     torch.manual_seed(0)
     net = WorldModelNet(Dims.of(profile), small)

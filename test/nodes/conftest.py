@@ -158,7 +158,7 @@ def _random_bundle(profile: RobotProfile, path: Path) -> Bundle:
         value_hidden=16,
         ensemble=2,
         ensemble_dim=8,
-        decoder_channels=(8, 8, 8),
+        decoder_channels=(8, 8, 8, 8),
     )
     torch.manual_seed(0)
     net = WorldModelNet(Dims.of(profile), small)

@@ -94,9 +94,7 @@ class Obedient:
         none = np.zeros((*joints.shape[:2], 0), np.float32)
         return Outcomes(joints, joints, none, none, joints[..., 0], joints[..., 0])
 
-    def decode(
-        self, latents: np.ndarray[Any, Any], now: np.ndarray[Any, Any], frames: dict[str, Any]
-    ) -> np.ndarray[Any, Any]:
+    def decode(self, latents: np.ndarray[Any, Any], *present: Any) -> np.ndarray[Any, Any]:
         return np.stack([picture(float(latent[0]))[None] for latent in latents])
 
 

@@ -27,7 +27,8 @@ class ModelConfig:
     """Number of disagreement members."""
     ensemble_dim: int = 32
     """Dimensions of the random projection of the latent that the members predict."""
-    decoder_channels: tuple[int, int, int] = (32, 64, 128)
+    decoder_channels: tuple[int, int, int, int] = (32, 64, 96, 128)
+    """At a half, quarter, eighth and sixteenth of the frame's size; multiples of 8."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest."""
@@ -55,6 +56,8 @@ class ModelConfig:
                 raise WmError(f"the model configuration's '{key}' is out of range.")
             values[key] = tuple(value) if isinstance(value, list) else value
         config = ModelConfig(**values)
+        if len(config.decoder_channels) != 4 or any(n % 8 for n in config.decoder_channels):
+            raise WmError("the model's 'decoder_channels' must be four multiples of 8.")
         if config.width % config.heads:
             raise WmError("the model's 'width' must be a multiple of its 'heads'.")
         return config

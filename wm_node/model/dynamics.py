@@ -69,6 +69,7 @@ class Dynamics(nn.Module):
         self.action_in = nn.Sequential(
             nn.Linear(dims.ticks * dims.action, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.guess_in = nn.Linear(dims.joints, width)
         self.context_position = nn.Parameter(torch.randn(dims.context, width) * 0.02)
         self.step_position = nn.Parameter(torch.randn(dims.horizon, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
@@ -81,7 +82,7 @@ class Dynamics(nn.Module):
         self.mask: Tensor
 
     def forward(
-        self, latents: Tensor, joints: Tensor, past: Tensor, actions: Tensor
+        self, latents: Tensor, joints: Tensor, past: Tensor, actions: Tensor, guess: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Roll candidates out.
 
@@ -90,6 +91,7 @@ class Dynamics(nn.Module):
             joints: (B, C, J), normalised.
             past: (B, C, ticks * A), normalised: the actions of the step that ended at each frame.
             actions: (B, N, H, ticks * A), normalised.
+            guess: (B, N, H, J), normalised: where the joint baseline sees the joints.
 
         Returns:
             Predicted latents (B, N, H, latent) and the hidden states (B, N, H, W) behind them.
@@ -101,7 +103,7 @@ class Dynamics(nn.Module):
             + self.context_position
         )
         horizon = actions.shape[2]
-        tokens = self.action_in(actions) + self.step_position[:horizon]
+        tokens = self.action_in(actions) + self.guess_in(guess) + self.step_position[:horizon]
         mask = self.mask[:horizon, :horizon].to(tokens.dtype)
         for block in self.blocks:
             context, tokens = block(context, tokens, mask)

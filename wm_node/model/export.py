@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,8 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
         mean, deviation = net.propose(latent, joints, goal)
         return {"mean": mean, "deviation": deviation}
 
-    def decode(latents: Tensor, latent_now: Tensor, frames_now: Tensor) -> dict[str, Tensor]:
-        return {"frames": net.decoder(latents, latent_now, frames_now)}
+    def decode(*inputs: Tensor) -> dict[str, Tensor]:
+        return {"frames": net.decode(*inputs)}
 
     graphs = {
         "encode": Graph(
@@ -104,10 +104,12 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
             decode,
             {
                 "latents": normal(GOLDEN_CANDIDATES, config.latent),
+                "joints": joints[0, :1] + net.joints_std * normal(GOLDEN_CANDIDATES, dims.joints),
                 "latent_now": latent,
+                "joints_now": joints[:, -1],
                 "frames_now": frames,
             },
-            {"latents": "count"},
+            {"latents": "count", "joints": "count"},
         ),
     }
     if dims.labels:
@@ -192,7 +194,7 @@ def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> d
     path = folder / f"{name}.onnx"
     dynamic = {key: {0: axis} for key, axis in graph.dynamic.items()}
     if dynamic:
-        (axis,) = graph.dynamic.values()
+        (axis,) = set(graph.dynamic.values())
         dynamic |= {output: {0: axis} for output in outputs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own deprecation and tracing
@@ -226,7 +228,11 @@ def golden_arrays(net: WorldModelNet, graphs: dict[str, Graph]) -> dict[str, NDA
 
 
 def export_bundle(
-    net: WorldModelNet, profile: RobotProfile, path: Path, extra: dict[str, Any]
+    net: WorldModelNet,
+    profile: RobotProfile,
+    path: Path,
+    extra: dict[str, Any],
+    attachments: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Bundle:
     """Write a network as a bundle.
 
@@ -235,6 +241,7 @@ def export_bundle(
         profile: the robot that it was trained for.
         path: the new bundle.
         extra: further manifest entries: ``data``, ``training``, ``metrics``, ``calibration``.
+        attachments: further files: name -> what writes it to a path.
 
     Raises:
         WmError: the path exists or cannot be written.
@@ -248,6 +255,8 @@ def export_bundle(
         save_weights(net, folder / WEIGHTS)
         entries = {name: export_graph(net, name, graph, folder) for name, graph in graphs.items()}
         np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden_arrays(net, graphs))
+        for name, write in (attachments or {}).items():
+            write(folder / name)
         manifest = {
             "name": profile.name,
             "profile": profile.dump(),

@@ -71,6 +71,26 @@ class Disagreement(nn.Module):
         return spread
 
 
+class JointCorrection(nn.Module):
+    """What the linear joint baseline leaves over, in its deviations; zero before training.
+
+    Dropout, because recordings of a real robot are few and the rest is mostly noise.
+    """
+
+    def __init__(self, width: int, hidden: int, joints: int) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+        self.net = mlp(width + joints, hidden, joints, layers=1)
+        last = self.net[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden: Tensor, change: Tensor) -> Tensor:
+        """(..., W) hidden states and (..., J) change by the baseline -> (..., J)."""
+        correction: Tensor = self.net(self.drop(torch.cat([hidden, change], dim=-1)))
+        return correction
+
+
 class Heads(nn.Module):
     """All readers of one model. Heads without labels in the profile have zero outputs."""
 
@@ -79,7 +99,7 @@ class Heads(nn.Module):
         latent, hidden = config.latent, config.head_hidden
         self.state = mlp(latent, hidden, max(dims.labels, 1))
         self.risk = mlp(latent, hidden, max(dims.events, 1))
-        self.joints = mlp(config.width, hidden, dims.joints, layers=1)
+        self.joints = JointCorrection(config.width, hidden, dims.joints)
         self.value = TimeToGoal(config)
         self.disagreement = Disagreement(config)
         actions = dims.horizon * dims.ticks * dims.action

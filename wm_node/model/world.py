@@ -12,6 +12,7 @@ from wm_node.model.decoder import FrameDecoder
 from wm_node.model.dynamics import Dynamics
 from wm_node.model.encoder import FrameEncoder
 from wm_node.model.heads import Heads
+from wm_node.model.joint_baseline import JointBaseline
 
 # Buffers of the data's statistics: name -> attribute of Dims that gives their length.
 STATISTICS = {"joints": "joints", "actions": "action", "labels": "labels"}
@@ -27,6 +28,9 @@ class WorldModelNet(nn.Module):
         self.dynamics = Dynamics(dims, config)
         self.heads = Heads(dims, config)
         self.decoder = FrameDecoder(dims, config)
+        self.joint_baseline = JointBaseline(dims)
+        self.register_buffer("correction_gain", torch.ones(dims.horizon))
+        self.correction_gain: Tensor
         for name, size in STATISTICS.items():
             length = max(int(getattr(dims, size)), 1)
             self.register_buffer(f"{name}_mean", torch.zeros(length))
@@ -56,7 +60,7 @@ class WorldModelNet(nn.Module):
 
     def predict(
         self, latents: Tensor, joints: Tensor, past: Tensor, actions: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Roll out physical inputs.
 
         Args:
@@ -64,20 +68,57 @@ class WorldModelNet(nn.Module):
                 actions: (B, N, H, ticks, A).
 
         Returns:
-            Future latents (B, N, H, latent) and hidden states (B, N, H, width).
+            Future latents (B, N, H, latent), hidden states (B, N, H, width), and joints
+            (B, N, H, J) by the linear baseline.
         """
-        result: tuple[Tensor, Tensor] = self.dynamics(
+        # In full precision even under autocast: the joints' law is known better than bf16 holds.
+        with torch.autocast(joints.device.type, enabled=False):
+            guess: Tensor = self.joint_baseline(joints, past, actions)
+        future, hidden = self.dynamics(
             latents,
             self.normalise("joints", joints),
             self.normalise("actions", past).flatten(-2),
             self.normalise("actions", actions).flatten(-2),
+            self.normalise("joints", guess),
         )
-        return result
+        return future, hidden, guess
 
-    def future_joints(self, hidden: Tensor, joints_now: Tensor) -> Tensor:
-        """(B, N, H, width) and (B, J) -> (B, N, H, J) joint positions, as present plus change."""
-        change: Tensor = self.heads.joints(hidden)
-        return joints_now[:, None, None] + change * self.joints_std
+    def joint_correction(self, hidden: Tensor, guess: Tensor, joints_now: Tensor) -> Tensor:
+        """Correct the baseline, before the gain.
+
+        Args:
+            hidden: (B, N, H, width); guess: (B, N, H, J) of the baseline; joints_now: (B, J).
+
+        Returns:
+            (B, N, H, J), in deviations of what the baseline leaves over.
+        """
+        change = (guess - joints_now[:, None, None]) / self.joints_std
+        correction: Tensor = self.heads.joints(hidden, change)
+        return correction
+
+    def future_joints(self, hidden: Tensor, guess: Tensor, joints_now: Tensor) -> Tensor:
+        """Return joint positions (B, N, H, J); arguments as :meth:`joint_correction`."""
+        correction = self.joint_correction(hidden, guess, joints_now).float()
+        scale = self.joint_baseline.residual * self.correction_gain.unsqueeze(-1)
+        return guess + correction * scale
+
+    def decode(
+        self,
+        latents: Tensor,
+        joints: Tensor,
+        latent_now: Tensor,
+        joints_now: Tensor,
+        frames_now: Tensor,
+    ) -> Tensor:
+        """Draw frames; as the decoder, with joints in physical units."""
+        drawn: Tensor = self.decoder(
+            latents,
+            self.normalise("joints", joints),
+            latent_now,
+            self.normalise("joints", joints_now),
+            frames_now,
+        )
+        return drawn
 
     def outcome(
         self,
@@ -99,8 +140,8 @@ class WorldModelNet(nn.Module):
         """
         dims = self.dims
         steps = actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
-        future, hidden = self.predict(latents, joints, past_actions, steps)
-        future_joints = self.future_joints(hidden, joints[:, -1])[0]
+        future, hidden, guess = self.predict(latents, joints, past_actions, steps)
+        future_joints = self.future_joints(hidden, guess, joints[:, -1])[0]
         future, hidden = future[0], hidden[0]
         spread = self.heads.disagreement.spread(hidden.flatten(0, 1)).view(hidden.shape[:2])
         outputs = {

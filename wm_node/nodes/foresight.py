@@ -80,10 +80,12 @@ class CandidateRequest:
 
 @dataclass
 class _Drawing:
-    """A plan being decoded, frame by frame; latents (H, D)."""
+    """A plan being decoded, frame by frame; latents (H, D), joints (H, J), joints now (J,)."""
 
     observation: Observation
     latents: Floats
+    joints: Floats
+    joints_now: Floats
     frames: list[Frame] = field(default_factory=list)
 
 
@@ -160,7 +162,8 @@ class Foresight:
         def work() -> None:
             try:
                 self.model.prepare(sizes)
-                self._decode_one(self._blank_latent(), self._blank_latent()[0], {})
+                latent, joints = self._blank_latent(), self._blank_joints()
+                self._decode_one(latent, joints, latent[0], joints[0], {})
             except Exception as error:
                 faults.append(error)
             done.set()
@@ -217,9 +220,18 @@ class Foresight:
         now = time.monotonic()
         if period <= 0.0:
             self._drawing = None
-        elif self._drawing is None and now - self._last_picture_s >= period:
+        elif (
+            self._drawing is None
+            and isinstance(observation.context, Context)
+            and now - self._last_picture_s >= period
+        ):
             self._last_picture_s = now
-            self._drawing = _Drawing(observation, outcomes.latents[0])
+            self._drawing = _Drawing(
+                observation,
+                outcomes.latents[0],
+                outcomes.joints[0],
+                observation.context.joints[-1],
+            )
         if self._drawing is not None:
             self.worker.put(self._plans, observation.tick)
 
@@ -321,8 +333,9 @@ class Foresight:
             if self._ticks.waiting or next_ns - start_ns < self._decode_s * 1e9:
                 self._decode_s *= 0.98  # one slow decode must not end all drawing
                 return
-            latent = drawing.latents[len(drawing.frames) :][:1]
-            drawing.frames.append(self._decode_one(latent, seen.latent, seen.frames))
+            step = slice(len(drawing.frames), len(drawing.frames) + 1)
+            given = drawing.latents[step], drawing.joints[step], seen.latent, drawing.joints_now
+            drawing.frames.append(self._decode_one(*given, seen.frames))
             taken_s = (time.monotonic_ns() - start_ns) * 1e-9
             self._decode_s = max(taken_s, 0.9 * self._decode_s)
         self._drawing = None
@@ -331,15 +344,26 @@ class Foresight:
         picture = self._imagination.picture(stamp_ns, now, np.stack(drawing.frames))
         self._listeners.picture(stamp_ns, picture)
 
-    def _decode_one(self, latent: Floats, now: Floats, frames: Mapping[str, Frame]) -> Frame:
-        """Decode one latent (1, D) to the first camera's frame (Hm, Wm, 3)."""
+    def _decode_one(
+        self,
+        latent: Floats,
+        joints: Floats,
+        latent_now: Floats,
+        joints_now: Floats,
+        frames: Mapping[str, Frame],
+    ) -> Frame:
+        """Decode one latent (1, D) and joints (1, J) to the first camera's frame (Hm, Wm, 3)."""
         cameras = self.profile.cameras
         blank = np.zeros((cameras[0].model_height, cameras[0].model_width, 3), np.uint8)
         given = {camera.name: frames.get(camera.name, blank) for camera in cameras}
-        return np.asarray(self.model.decode(latent, now, given)[0, 0], dtype=np.uint8)
+        drawn = self.model.decode(latent, joints, latent_now, joints_now, given)
+        return np.asarray(drawn[0, 0], dtype=np.uint8)
 
     def _blank_latent(self) -> Floats:
         return np.zeros((1, self.model.latent_size), np.float32)
+
+    def _blank_joints(self) -> Floats:
+        return np.zeros((1, len(self.profile.joints.names)), np.float32)
 
     def _failed(self, slot: str, error: Exception) -> None:
         self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")

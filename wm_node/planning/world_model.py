@@ -109,7 +109,13 @@ class WorldModel:
             self.rollout(context, np.zeros((size, rates.horizon_ticks, count), np.float32))
         self.read(latent)
         self.propose(context, None, None)
-        self.decode(np.repeat(latent[None], rates.horizon_steps, 0), latent, frames)
+        self.decode(
+            np.repeat(latent[None], rates.horizon_steps, 0),
+            np.repeat(context.joints[:1], rates.horizon_steps, 0),
+            latent,
+            context.joints[-1],
+            frames,
+        )
 
     def encode(self, frames: Frames) -> Floats:
         """Encode the frames of one instant.
@@ -232,8 +238,20 @@ class WorldModel:
         )
         return out["mean"][0].copy(), out["deviation"][0].copy()
 
-    def decode(self, latents: Floats, latent_now: Floats, frames_now: Frames) -> NDArray[np.uint8]:
-        """Draw frames of M latents as changes of the present ones.
+    def decode(
+        self,
+        latents: Floats,
+        joints: Floats,
+        latent_now: Floats,
+        joints_now: Floats,
+        frames_now: Frames,
+    ) -> NDArray[np.uint8]:
+        """Draw frames of M predicted instants as changes of the present ones.
+
+        Args:
+            latents: (M, latent) and joints: (M, J), as in :class:`Outcomes`.
+            latent_now: (latent,) and joints_now: (J,) at the present.
+            frames_now: camera name -> (H, W, 3) uint8 of the model's size.
 
         Returns:
             (M, cameras, H, W, 3) uint8.
@@ -241,7 +259,13 @@ class WorldModel:
         stacked = np.stack([frames_now[camera.name] for camera in self.profile.cameras])[None]
         out = self.engine.run(
             "decode",
-            {"latents": latents, "latent_now": latent_now[None], "frames_now": stacked},
+            {
+                "latents": latents,
+                "joints": np.asarray(joints, dtype=np.float32),
+                "latent_now": latent_now[None],
+                "joints_now": np.asarray(joints_now, dtype=np.float32)[None],
+                "frames_now": stacked,
+            },
         )["frames"]
         frames: NDArray[np.uint8] = np.clip(np.rint(out), 0, 255).astype(np.uint8)
         return frames

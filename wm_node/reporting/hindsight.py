@@ -180,19 +180,19 @@ def _moment(
         actions=past.reshape(rates.context_steps, rates.ticks_per_step, -1).astype(np.float32),
     )
     outcomes = model.rollout(context, future[None].astype(np.float32))
-    predicted = outcomes.latents[0].copy()
+    predicted, joints_predicted = outcomes.latents[0].copy(), outcomes.joints[0].copy()
     blank = np.zeros_like(frames[now])
     pictures = {
         item.name: frames[now] if item.name == camera else blank for item in profile.cameras
     }
-    imagined = model.decode(predicted, latents[-1], pictures)
+    imagined = model.decode(predicted, joints_predicted, latents[-1], context.joints[-1], pictures)
     surprise = [model.surprise(predicted[h], latent, h + 1) for h, latent in enumerate(seen)]
     return Moment(
         stamp_ns=now,
         now=frames[now],
         imagined=imagined[:, 0],
         real=np.stack([frames[stamp] for stamp in plan.future]),
-        joints_predicted=outcomes.joints[0].astype(np.float64),
+        joints_predicted=joints_predicted.astype(np.float64),
         joints_real=joints[rates.context_steps :],
         joints_now=joints[rates.context_steps - 1],
         risk=outcomes.risk[0].astype(np.float64),

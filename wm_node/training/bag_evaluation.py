@@ -235,14 +235,16 @@ class _Scorer:
         outcomes = model.rollout(context, planned)
         picked = [step - 1 for step in floors.steps]
         futures = {
-            "model": (outcomes.joints[0].copy(), outcomes.latents[0][picked].copy()),
-            "model_swapped": (outcomes.joints[1].copy(), outcomes.latents[1][picked].copy()),
+            name: (outcomes.joints[row].copy(), outcomes.latents[row][picked].copy())
+            for row, name in enumerate(("model", "model_swapped"))
         }
         present = self._frames(tick)
         by_camera = dict(zip((c.name for c in profile.cameras), present, strict=True))
         drawn = {
-            name: model.decode(latents, context.latents[-1], by_camera)
-            for name, (_, latents) in futures.items()
+            name: model.decode(
+                latents, future[picked], context.latents[-1], context.joints[-1], by_camera
+            )
+            for name, (future, latents) in futures.items()
         }
         pictures = [present[0]]
         for place, step in enumerate(floors.steps):

@@ -39,16 +39,28 @@ def decoder_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
         at, ahead, frames = batch
         with torch.no_grad():
             window = windows.gather(at)
-            future, _ = windows.predict(window)
+            future, hidden, guess = windows.predict(window)
+            joints = windows.joints(window, hidden, guess)
             row = torch.arange(len(at), device=data.device)
             now = window["latents"][:, windows.context - 1]
             predicted = future[row, ahead - 1].float()
             observed = window["latents"][row, windows.context - 1 + ahead]
             use = (torch.rand(len(at), 1, device=data.device) < 0.5).float()
             latent = use * predicted + (1.0 - use) * observed
-        drawn = net.decoder(latent, now, frames[:, 0])
-        difference = (drawn - frames[:, 1].float()) / 127.5
-        return {"mse": (difference**2).mean(), "l1": 0.05 * difference.abs().mean()}
+            seen = window["joints"]
+            joint = (
+                use * joints[row, ahead - 1] + (1.0 - use) * seen[row, windows.context - 1 + ahead]
+            )
+        present, wanted = frames[:, 0].float(), frames[:, 1].float()
+        if recipe.colour_jitter > 0.0:  # the same for both, as another light would be
+            jitter = recipe.colour_jitter
+            gain = 1.0 + jitter * torch.randn(len(at), 1, 1, 1, 3, device=data.device)
+            offset = 127.5 * jitter * torch.randn(len(at), 1, 1, 1, 1, device=data.device)
+            present, wanted = present * gain + offset, wanted * gain + offset
+        drawn = net.decode(latent, joint, now, seen[:, windows.context - 1], present)
+        # The logarithm of each frame's error is its PSNR: easy frames count as much as hard ones.
+        error = (((drawn.float() - wanted) / 127.5) ** 2).flatten(1).mean(1)
+        return {"log_mse": torch.log(error + 1e-4).mean()}
 
     return Phase(
         "decoder", recipe.decoder_steps, net.decoder, recipe.decoder_rate, make_batches, losses
@@ -63,7 +75,8 @@ def validate_decoder(windows: Windows, limit: int = 512) -> dict[str, float]:
     starts = windows.split.validation
     at = torch.from_numpy(starts[:: max(1, len(starts) // limit)]).to(data.device)
     window = windows.gather(at)
-    future, _ = windows.predict(window)
+    future, hidden, guess = windows.predict(window)
+    joints = windows.joints(window, hidden, guess)
     now = at + windows.context * data.ticks
     figures: dict[str, float] = {}
     for ahead in sorted({2, 4, windows.horizon}):
@@ -74,9 +87,11 @@ def validate_decoder(windows: Windows, limit: int = 512) -> dict[str, float]:
             part = slice(first, first + 64)
             present = data.frames(now[part])
             wanted = data.frames(now[part] + ahead * data.ticks).float()
-            drawn = net.decoder(
+            drawn = net.decode(
                 future[part, ahead - 1].float(),
+                joints[part, ahead - 1],
                 window["latents"][part, windows.context - 1],
+                window["joints"][part, windows.context - 1],
                 present,
             )
             parts.append(_psnr(drawn, wanted))

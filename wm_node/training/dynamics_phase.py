@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wm_node.model.joint_baseline import fit_joint_baseline
 from wm_node.model.world import WorldModelNet
 from wm_node.training.data import TrainingData, batches
 from wm_node.training.loop import Phase
@@ -49,19 +50,26 @@ class Windows:
             result["events"] = torch.maximum(events, self.data.events[ahead])
         return result
 
-    def predict(self, window: Mapping[str, Tensor], noise: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Predict the horizon of windows: latents (B, H, latent), hidden states (B, H, W)."""
+    def predict(
+        self, window: Mapping[str, Tensor], noise: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict the horizon: latents (B, H, latent), hidden (B, H, W), baseline (B, H, J)."""
         context = self.context
         latents = window["latents"][:, :context]
         if noise > 0.0:
             latents = latents + noise * torch.randn_like(latents)
-        future, hidden = self.net.predict(
+        future, hidden, guess = self.net.predict(
             latents,
             window["joints"][:, :context],
             window["actions"][:, :context],
             window["actions"][:, context:].unsqueeze(1),
         )
-        return future[:, 0], hidden[:, 0]
+        return future[:, 0], hidden[:, 0], guess[:, 0]
+
+    def joints(self, window: Mapping[str, Tensor], hidden: Tensor, guess: Tensor) -> Tensor:
+        """Corrected joints (B, H, J) from what :meth:`predict` returns."""
+        now = window["joints"][:, self.context - 1]
+        return self.net.future_joints(hidden.unsqueeze(1), guess.unsqueeze(1), now)[:, 0]
 
     @torch.no_grad()
     def errors(self, starts: NDArray[np.int64], batch: int = 2048) -> NDArray[np.float64]:
@@ -71,10 +79,31 @@ class Windows:
         for first in range(0, len(starts), batch):
             at = torch.from_numpy(starts[first : first + batch]).to(self.data.device)
             window = self.gather(at)
-            future, _ = self.predict(window)
+            future, _, _ = self.predict(window)
             wanted = window["latents"][:, self.context :]
             parts.append(((future - wanted) ** 2).mean((1, 2)).double().cpu().numpy())
         return np.concatenate(parts)
+
+
+def fit_baseline(net: WorldModelNet, data: TrainingData, limit: int = 40_000) -> None:
+    """Fit the joints' linear baseline on windows of the training episodes."""
+    dims = net.dims
+    steps = dims.context + dims.horizon
+    starts = data.split(steps).train
+    starts = starts[:: max(1, -(-len(starts) // limit))]
+    at = torch.from_numpy(starts).to(data.device)
+    first = np.array([episode.start for episode in data.dataset.episodes])
+    groups = torch.from_numpy(np.searchsorted(first, starts, side="right")).to(data.device)
+    joints, actions = data.joints[data.frame_ticks(at, steps)], data.step_actions(at, steps)
+    net.joint_baseline.set_fit(
+        fit_joint_baseline(
+            joints[:, : dims.context],
+            actions[:, : dims.context],
+            actions[:, dims.context :],
+            joints[:, dims.context :],
+            groups,
+        )
+    )
 
 
 def freeze_encoder(net: WorldModelNet) -> None:
@@ -135,17 +164,20 @@ def dynamics_phase(
 
     def losses(at: Tensor, step: int) -> Mapping[str, Tensor]:
         window = windows.gather(at)
-        future, hidden = windows.predict(window, recipe.latent_noise)
+        future, hidden, guess = windows.predict(window, recipe.latent_noise)
         wanted = window["latents"][:, context:]
         joints = window["joints"]
-        change = (joints[:, context:] - joints[:, context - 1 : context]) / net.joints_std
+        left = (joints[:, context:] - guess) / net.joint_baseline.residual
+        moved = net.joint_correction(
+            hidden.unsqueeze(1), guess.unsqueeze(1), joints[:, context - 1]
+        )[:, 0]
         share = recipe.label_gradient
         read = future.detach() if share == 0.0 else share * future + (1 - share) * future.detach()
         imagined = head_losses(net, read, window["labels"], window.get("events"))
         observed = head_losses(net, wanted, window["labels"], window.get("events"))
         result = {
             "prediction": ((future - wanted) ** 2).mean(),
-            "joints": ((net.heads.joints(hidden) - change) ** 2).mean(),
+            "joints": recipe.joints_weight * ((moved - left) ** 2).mean(),
             "disagreement": _disagreement_loss(net, hidden.detach(), wanted),
         }
         for name in imagined:
@@ -174,6 +206,23 @@ def _disagreement_loss(net: WorldModelNet, hidden: Tensor, wanted: Tensor) -> Te
 
 
 @torch.no_grad()
+def set_correction_gain(windows: Windows, limit: int = 8192) -> None:
+    """Keep of the joints' correction what helps on left-out episodes: least squares, 0 to 1."""
+    net = windows.net
+    net.eval()
+    starts = windows.split.validation
+    at = torch.from_numpy(starts[:: max(1, len(starts) // limit)]).to(windows.data.device)
+    window = windows.gather(at)
+    _, hidden, guess = windows.predict(window)
+    now = window["joints"][:, windows.context - 1]
+    moved = net.joint_correction(hidden.unsqueeze(1), guess.unsqueeze(1), now)[:, 0]
+    moved = moved * net.joint_baseline.residual
+    left = window["joints"][:, windows.context :] - guess
+    gain = (moved * left).sum((0, 2)) / (moved**2).sum((0, 2)).clamp_min(1e-12)
+    net.correction_gain.copy_(gain.clamp(0.0, 1.0))
+
+
+@torch.no_grad()
 def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
     """Errors on left-out episodes: latents, copy-last, and labels in their own units."""
     net = windows.net
@@ -182,7 +231,7 @@ def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
     step = max(1, len(starts) // limit)
     at = torch.from_numpy(starts[::step]).to(windows.data.device)
     window = windows.gather(at)
-    future, hidden = windows.predict(window)
+    future, hidden, guess = windows.predict(window)
     wanted = window["latents"][:, windows.context :]
     present = window["latents"][:, windows.context - 1 : windows.context]
     figures = {
@@ -190,8 +239,7 @@ def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
         "latent_mse_copy": float(((present - wanted) ** 2).mean()),
     }
     joints = window["joints"]
-    predicted = net.future_joints(hidden.unsqueeze(1), joints[:, windows.context - 1])[:, 0]
-    error = (predicted - joints[:, windows.context :]) ** 2
+    error = (windows.joints(window, hidden, guess) - joints[:, windows.context :]) ** 2
     for step_ahead in {1, 2, 4, windows.horizon}:
         if step_ahead <= windows.horizon:
             figures[f"joint_rmse_{step_ahead}"] = float(error[:, step_ahead - 1].mean().sqrt())

@@ -96,7 +96,7 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
         latents = latents.view(size, length, -1)
         joints, actions = data.joints[ticks], data.step_actions(at, length)
         many = size * len(ends)
-        future, hidden = net.predict(
+        future, hidden, guess = net.predict(
             latents[:, past_index].flatten(0, 1),
             joints[:, past_index].flatten(0, 1),
             actions[:, past_index].flatten(0, 1),
@@ -105,13 +105,14 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
         weight = valid.repeat(size, 1).unsqueeze(-1) / valid.mean()
         target = latents[:, future_index].view(many, horizon, -1)
         error = ((future[:, 0] - target) ** 2 * weight).mean()
-        change = (joints[:, future_index] - joints[:, ends].unsqueeze(2)) / net.joints_std
-        moved = net.heads.joints(hidden)[:, 0]
+        now = joints[:, ends].flatten(0, 1)
+        moved = net.joint_correction(hidden, guess, now)[:, 0]
+        left = joints[:, future_index].view(many, horizon, -1) - guess[:, 0]
         result = {
             "prediction": error,
             "sigreg": recipe.sigreg_weight * sigreg(latents.transpose(0, 1)),
             "joints": recipe.joints_weight
-            * ((moved - change.view(many, horizon, -1)) ** 2 * weight).mean(),
+            * ((moved - left / net.joint_baseline.residual) ** 2 * weight).mean(),
         }
         if recipe.label_weight > 0.0:
             labels = head_losses(net, latents, data.labels[ticks], None)
@@ -126,7 +127,13 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             first, last = 0, int(torch.randint(1, length, ()))
             few = slice(0, max(1, size // 3))
             present = frames[few, first]
-            drawn = net.decoder(latents[few, last], latents[few, first], present)
+            drawn = net.decode(
+                latents[few, last],
+                joints[few, last],
+                latents[few, first],
+                joints[few, first],
+                present,
+            )
             difference = (drawn - frames[few, last].float()) / 127.5
             result["reconstruction"] = recipe.reconstruction_weight * (difference**2).mean()
         return result

@@ -58,6 +58,8 @@ class Recipe:
     decoder_steps: int = 2000
     decoder_batch: int = 32
     decoder_rate: float = 1e-3
+    colour_jitter: float = 0.05
+    """Deviation of a random gain and offset of the colours, against other light."""
     # All phases.
     weight_decay: float = 1e-3
     clip: float = 1.0

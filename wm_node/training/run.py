@@ -21,8 +21,16 @@ from wm_node.model.world import WorldModelNet
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import TrainingData
 from wm_node.training.decoder_phase import decoder_phase, validate_decoder
-from wm_node.training.dynamics_phase import Windows, dynamics_phase, freeze_encoder, validate
+from wm_node.training.dynamics_phase import (
+    Windows,
+    dynamics_phase,
+    fit_baseline,
+    freeze_encoder,
+    set_correction_gain,
+    validate,
+)
 from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
+from wm_node.training.floors import FILE, fit_floors
 from wm_node.training.loop import Checkpoints, Phase, Recorder, run_phase
 from wm_node.training.recipe import Recipe
 from wm_node.training.value_phase import value_phase
@@ -61,6 +69,7 @@ class _Run:
         self.data = TrainingData(dataset, self.device, settings.memory_bytes)
         self.net = WorldModelNet(Dims.of(dataset.profile), recipe.model).to(self.device)
         self.net.set_statistics(self.data.statistics())
+        fit_baseline(self.net, self.data)
         self.encoder_training = EncoderTraining(self.net).to(self.device)
         identity = {
             "dataset": dataset.fingerprint,
@@ -161,8 +170,8 @@ class _Run:
         self.net.to(self.device)
         return figures
 
-    def export(self, path: Path) -> Bundle:
-        """Write the network as it is now."""
+    def export(self, path: Path, final: bool = False) -> Bundle:
+        """Write the network as it is now; the final bundle of a real robot gets its floors."""
         state = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         extra = {
             "data": {
@@ -175,7 +184,11 @@ class _Run:
             "calibration": calibrate(self.windows),
         }
         try:
-            return export_bundle(self.net, self.profile, path, extra)
+            attachments = {}
+            if final and not self.profile.simulated:
+                self.recorder.progress("floors", 0, 1, "fitting what predictions must beat")
+                attachments[FILE] = fit_floors(self.data.dataset).save
+            return export_bundle(self.net, self.profile, path, extra, attachments)
         finally:
             # Exporting rounds to half precision on the CPU; training goes on with what it had.
             self.net.to(self.device).load_state_dict(state)
@@ -226,9 +239,10 @@ def train(
         step, moments = 0, {}
         if name == "dynamics":
             run.choose_snapshot()
+            set_correction_gain(run.windows)
         _validate(run, name)
         run.checkpoints.save(run.tensors(), PHASES[PHASES.index(name) + 1], 0)
-    bundle = run.export(out)
+    bundle = run.export(out, final=True)
     recorder.close()
     return bundle
 
