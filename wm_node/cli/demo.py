@@ -108,7 +108,9 @@ def _drive(
         with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
             _start(args, bundle, out, processes)
             console.print(
-                f"started {', '.join(processes.pids)} (ROS domain {domain}); the robot is simulated"
+                f"started {', '.join(processes.pids)} in ROS domain {domain}; "
+                "the robot is simulated",
+                soft_wrap=True,
             )
 
             def watch() -> None:
