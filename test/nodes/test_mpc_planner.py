@@ -111,12 +111,21 @@ def robot(ros_domain: int, robot_class: type[Robot]) -> Iterator[Robot]:
     made.close()
 
 
-@pytest.fixture
-def pair(random_bundle: Bundle, robot: Robot) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def running(random_bundle: Bundle, robot: Robot) -> Iterator[Pair]:
     made = Pair(random_bundle, robot)
-    robot.await_reason("OK")
     yield made
     made.close()
+
+
+@pytest.fixture
+def pair(running: Pair) -> Iterator[Pair]:
+    """Both nodes at work, with a sound engine; put back afterwards."""
+    running.robot.await_reason("OK")
+    yield running
+    running.engine.release.set()
+    running.engine.pause_s, running.engine.spoil = 0.0, False
+    running.planner.set_parameters([Parameter("late_limit", value=4)])
 
 
 def _late(verdicts: list[Any]) -> list[float]:
