@@ -20,6 +20,7 @@ from wm_node.cli.processes import (
     last_line,
     node_environment,
     private_domain,
+    require,
 )
 from wm_node.errors import WmError
 
@@ -183,6 +184,12 @@ def test_nodes_are_kept_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path(environment["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
     assert environment["OMP_NUM_THREADS"] == "1"
     assert "ROS_STATIC_PEERS" not in environment
+
+
+def test_what_is_not_installed_is_said_with_its_remedy() -> None:
+    require(("json", "x"))
+    with pytest.raises(WmError, match=r"'no_such_module' is not installed.*wm_node\[report\]"):
+        require(("json", "x"), ("no_such_module", "report"))
 
 
 def test_the_last_fault_of_a_log_is_found(tmp_path: Path) -> None:

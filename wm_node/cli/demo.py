@@ -23,6 +23,7 @@ from wm_node.cli.processes import (
     own_environment,
     prepare_output,
     private_domain,
+    require,
     ros_arguments,
     with_reason,
     write_profile,
@@ -61,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
     if args.episodes < 1:
         raise WmError("--episodes must be at least 1.")
+    if not 0 <= args.seed < 2**31:
+        raise WmError("--seed must be a whole number from 0 on.")
+    require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
     bundle = load_bundle(args.bundle or resource("bundles/tabletop"))
     if not bundle.profile.simulated:
         raise WmError(
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     started, started_s = time.monotonic(), time.time()
     limit_s = args.timeout or START_S + PER_EPISODE_S * args.episodes
     with interrupts_on_termination():
-        episodes, values = _drive(args, bundle, out, started + limit_s, console)
+        episodes, values = _drive(args, bundle, out, limit_s, console)
         wall_s = time.monotonic() - started
         console.print("all processes have stopped; writing the report")
         from wm_node.reporting.demo import DemoRun, finish
@@ -99,10 +103,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _drive(
-    args: argparse.Namespace, bundle: Bundle, out: Path, deadline: float, console: Console
+    args: argparse.Namespace, bundle: Bundle, out: Path, limit_s: float, console: Console
 ) -> tuple[list[Episode], dict[str, dict[str, str]]]:
     """Start the processes, run the episodes, stop the processes, whatever happens."""
     log_dir = out / "log"
+    deadline = time.monotonic() + limit_s
     with private_domain() as domain:
         environment = node_environment(domain, log_dir)
         with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
@@ -117,8 +122,8 @@ def _drive(
                 processes.check()
                 if time.monotonic() > deadline:
                     raise WmError(
-                        f"the run took longer than {args.timeout or 'expected'}; see the logs in "
-                        f"{log_dir}, or give more time with --timeout."
+                        f"the run took longer than {limit_s:g} s; see the logs in {log_dir}, or "
+                        "give more time with --timeout."
                     )
 
             from wm_node.nodes.demo_driver import DemoDriver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib.util
 import os
 import re
 import shutil
@@ -138,6 +139,21 @@ def prepare_output(out: Path, command: str) -> Path:
     except OSError as error:
         raise WmError(f"cannot write to {out}: {error.strerror or error}.") from error
     return out
+
+
+def require(*modules: tuple[str, str]) -> None:
+    """Make sure that optional libraries are installed before any work is done.
+
+    Args:
+        modules: (module, extra of this package that installs it).
+
+    Raises:
+        WmError: one is missing; says how to install it.
+    """
+    for module, extra in modules:
+        if importlib.util.find_spec(module) is None:
+            hint = " or source your ROS 2 installation" if module == "rclpy" else ""
+            raise WmError(f"'{module}' is not installed; run pip install 'wm_node[{extra}]'{hint}.")
 
 
 def write_profile(path: Path, profile: RobotProfile) -> None:

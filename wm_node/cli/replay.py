@@ -21,6 +21,7 @@ from wm_node.cli.processes import (
     own_environment,
     prepare_output,
     private_domain,
+    require,
     ros_arguments,
     with_reason,
     write_profile,
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Play the bag; write summary, report and the bag of what the nodes made of it."""
     if not 0.05 <= args.rate <= 20.0:
         raise WmError(f"--rate {args.rate:g} is not between 0.05 and 20.")
+    require(("rclpy", "ros"), ("jinja2", "report"), ("matplotlib", "report"))
     bundle = load_bundle(args.bundle)
     profile = bundle.profile if args.robot is None else load_profile(args.robot)
     sources = find_bags([args.bag])
