@@ -373,17 +373,21 @@ def test_what_cannot_run_fails_at_configure_with_one_sentence(
     for file in random_bundle.path.iterdir():
         data = file.read_bytes()
         (damaged / file.name).write_bytes(data[:-1] if file.name == "rollout.onnx" else data)
+    overlay = tmp_path / "delays.yaml"
+    overlay.write_text(yaml.safe_dump({"format": 1, "robots": {"another_arm": {}}}))
     log = tmp_path / "wrong.log"
     with ProcessGroup(node_environment(ros_domain, tmp_path), tmp_path) as group:
         group.start("wrong", node_command("world_model", _arguments(namespace="/wrong")))
-        for path, robot, sentence in (
-            ("", "", "the parameter 'bundle' is empty"),
-            (tmp_path / "nothing", "", "there is no bundle at"),
-            (damaged, "", "is damaged: rollout.onnx has"),
-            (random_bundle.path, tmp_path / "no.yaml", "cannot read the robot profile"),
-            (random_bundle.path, profile, "its joint names are (base_yaw, shoulder, elbow, wrist)"),
+        for path, robot, delays, sentence in (
+            ("", "", "", "the parameter 'bundle' is empty"),
+            (tmp_path / "nothing", "", "", "there is no bundle at"),
+            (damaged, "", "", "is damaged: rollout.onnx has"),
+            (random_bundle.path, tmp_path / "no.yaml", "", "cannot read the robot profile"),
+            (random_bundle.path, profile, "", "its joint names are (base_yaw, shoulder, elbow"),
+            (random_bundle.path, "", overlay, "another_arm"),
         ):
-            rig.set_strings(f"wrong/{WORLD}", {"bundle": str(path), "robot": str(robot)})
+            values = {"bundle": str(path), "robot": str(robot), "delays": str(delays)}
+            rig.set_strings(f"wrong/{WORLD}", values)
             with pytest.raises(WmError, match="refused to configure"):
                 rig.caller.change(f"wrong/{WORLD}", "configure")
             assert sentence in log.read_text()
@@ -392,4 +396,4 @@ def test_what_cannot_run_fails_at_configure_with_one_sentence(
         said = log.read_text()
         assert "configure 'world_model' first: it holds the model" in said
         assert "Traceback" not in said
-        assert said.count("configure failed:") == 6
+        assert said.count("configure failed:") == 7
