@@ -204,6 +204,10 @@ def _ms(value: float) -> str:
     return f"{value:.0f} ms" if np.isfinite(value) else "-"
 
 
+def _hz(value: float) -> str:
+    return f"{value:.2f} Hz" if np.isfinite(value) else "-"
+
+
 def _text(value: int | None) -> str:
     return "-" if value is None else str(value)
 
@@ -215,7 +219,7 @@ def _details(run: DemoRun, summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("bundle", f"{run.bundle.path} ({summary['bundle_sha256']})"),
         ("engine", summary["backend"]),
         ("first seed", str(run.seed)),
-        ("control rate", f"{summary['control_hz']:.2f} Hz"),
+        ("control rate", _hz(summary["control_hz"])),
         ("wall time", f"{summary['wall_s']:.0f} s, from start to stop of all processes"),
         ("machine", summary["machine"]),
         ("versions", f"wm_node {summary['wm_node']}, Python {summary['python']}"),

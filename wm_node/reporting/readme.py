@@ -142,9 +142,9 @@ def draw_picture(path: Path, bag: Path, bundle_path: Path, summary: dict[str, An
 
 def _strip(log: RunLog, start: int, end: int) -> list[tuple[str, Picture]]:
     camera = log.profile.cameras[0].name
-    stamps = [
-        nearest_stamp(log.frames[camera], int(t), NS // 4) for t in np.linspace(start, end, STRIP)
-    ]
+    own = log.frames[camera]
+    own = own[(own >= start) & (own <= end)]
+    stamps = [nearest_stamp(own, int(at), NS // 4) for at in np.linspace(start, end, STRIP)]
     known = [stamp for stamp in stamps if stamp is not None]
     frames = read_frames(log.bag, log.profile, camera, known)
     return [(f"{(stamp - start) / NS:.1f} s", frames[stamp]) for stamp in known]

@@ -166,8 +166,10 @@ def _episodes(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _strip_stamps(stamps: NDArray[np.int64], episode: Episode) -> list[int]:
+    # A frame that is a little later would already show the next scene.
+    own = stamps[(stamps >= episode.start_ns) & (stamps <= episode.end_ns)]
     ticks = np.linspace(episode.start_ns, episode.end_ns, STRIP_FRAMES).astype(np.int64)
-    found = (nearest_stamp(stamps, int(at), NS // 2) for at in ticks)
+    found = (nearest_stamp(own, int(at), NS // 2) for at in ticks)
     return [stamp for stamp in found if stamp is not None]
 
 
