@@ -31,7 +31,7 @@ from wm_node.reporting.summary import (
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS, Bounds
 
 # Moments of each episode that the model is asked about afterwards.
-LOOK_BACK_S = (0.6, 1.6, 2.6)
+LOOK_BACK_S = (0.3, 1.3, 2.3, 3.3)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,14 @@ def _control_rate(log: RunLog, windows: list[tuple[int, int]]) -> float:
 def moments(run: DemoRun, log: RunLog) -> list[Moment]:
     """Ask the model, afterwards, about moments of each episode."""
     model = WorldModel(run.bundle, load_engine(run.bundle, run.backend))
+    rates = run.bundle.profile.model
+    ahead_ns = round(rates.horizon_steps * rates.step_s * NS)
+    # What follows a moment must lie in its episode: after it, the scene is another.
     at = [
         episode.start_ns + round(after * NS)
         for episode in run.episodes
         for after in LOOK_BACK_S
-        if episode.start_ns + round(after * NS) < episode.end_ns
+        if episode.start_ns + round(after * NS) + ahead_ns <= episode.end_ns
     ]
     return look_back(log, model, at)
 
