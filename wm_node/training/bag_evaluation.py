@@ -500,25 +500,28 @@ def print_figures(console: Console, figures: Mapping[str, Any]) -> None:
     """Print the comparison as a table, a column a time ahead."""
     horizons = figures["horizons"]
     table = Table(
-        "",
-        *(f"{item['seconds']:.2f} s" for item in horizons),
-        title=f"{figures['episodes']} left-out episodes, {figures['anchors']} predictions",
+        title=f"{figures['episodes']} left-out episodes, {figures['anchors']} predictions"
     )
+    table.add_column("")
+    for item in horizons:
+        table.add_column(f"{item['seconds']:.2f} s", justify="right", no_wrap=True)
     for key, title, digits in (
         ("joint_rmse", "joint RMSE", 4),
         ("psnr_db", "PSNR, dB", 2),
         ("ssim", "SSIM", 3),
     ):
+        table.add_section()
         for name in horizons[0][key]:
             values = (f"{item[key][name]:.{digits}f}" for item in horizons)
             table.add_row(f"{title}: {name.replace('_', ' ')}", *values)
+    table.add_section()
     for key, title in (
         ("ridge_ratio", "joint RMSE over ridge"),
-        ("swap_ratio", "joint RMSE with swapped commands over with the right ones"),
-        ("psnr_margin_db", "PSNR over the best floor, dB"),
+        ("swap_ratio", "swapped commands over right"),
+        ("psnr_margin_db", "PSNR over best floor, dB"),
     ):
         values = (
-            f"{item[key]:.2f} ({item[key + '_95'][0]:.2f} to {item[key + '_95'][1]:.2f})"
+            f"{item[key]:.2f} [{item[key + '_95'][0]:.2f}, {item[key + '_95'][1]:.2f}]"
             for item in horizons
         )
         table.add_row(title, *values)
