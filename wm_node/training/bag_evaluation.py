@@ -502,7 +502,7 @@ def print_figures(console: Console, figures: Mapping[str, Any]) -> None:
     table = Table(
         title=f"{figures['episodes']} left-out episodes, {figures['anchors']} predictions"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for item in horizons:
         table.add_column(f"{item['seconds']:.2f} s", justify="right", no_wrap=True)
     for key, title, digits in (
@@ -520,11 +520,9 @@ def print_figures(console: Console, figures: Mapping[str, Any]) -> None:
         ("swap_ratio", "swapped commands over right"),
         ("psnr_margin_db", "PSNR over best floor, dB"),
     ):
-        values = (
-            f"{item[key]:.2f} [{item[key + '_95'][0]:.2f}, {item[key + '_95'][1]:.2f}]"
-            for item in horizons
-        )
-        table.add_row(title, *values)
+        table.add_row(title, *(f"{item[key]:.2f}" for item in horizons))
+        bounds = (item[f"{key}_95"] for item in horizons)
+        table.add_row("  95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in bounds))
     console.print(table)
     for name, reason in figures["bags_skipped"].items():
         console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
