@@ -39,6 +39,8 @@ class GraphSpec:
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    full_precision: bool = False
+    """A backend must not compute it in fewer than 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
                 file=str(entry["file"]),
                 inputs=tuple(map(str, entry["inputs"])),
                 outputs=tuple(map(str, entry["outputs"])),
+                full_precision=bool(entry.get("full_precision", False)),
             )
             for name, entry in graphs.items()
         }

@@ -136,3 +136,15 @@ def test_typed_calls(bundle: Bundle) -> None:
         model.encode({"front": np.zeros((32, 32, 3), np.uint8)})
     with pytest.raises(WmError, match="no frame of a camera"):
         model.encode({"elsewhere": frame})
+
+
+def test_position_control_and_drawing_are_computed_in_full_precision(tmp_path: Path) -> None:
+    arm = untrained_bundle(load_profile("g1_bottle"), tmp_path / "arm")
+    tip = untrained_bundle(load_profile("tabletop"), tmp_path / "tip")
+    assert {name for name, spec in arm.graphs.items() if spec.full_precision} == {
+        "rollout",
+        "decode",
+    }
+    assert {name for name, spec in tip.graphs.items() if spec.full_precision} == {"decode"}
+    engine = load_engine(arm, "openvino")
+    assert engine.name.startswith("openvino")

@@ -38,7 +38,10 @@ class OpenVinoEngine:
         if key not in self._requests:
             model = self._core.read_model(self._bundle.file(spec.file))
             model.reshape({name: list(inputs[name].shape) for name in spec.inputs})
-            compiled = self._core.compile_model(model, "CPU", self._options)
+            options = self._options
+            if spec.full_precision:
+                options = {**options, "INFERENCE_PRECISION_HINT": "f32"}
+            compiled = self._core.compile_model(model, "CPU", options)
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
 

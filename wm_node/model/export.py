@@ -35,6 +35,8 @@ class Graph:
     inputs: dict[str, Tensor]
     dynamic: dict[str, str]
     """Input name -> name of its leading axis, where that axis varies."""
+    full_precision: bool = False
+    """Not to be computed in bf16: pixel coordinates and joint positions need more bits."""
 
 
 class _Call(nn.Module):
@@ -90,6 +92,7 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
                 "goal_latent": latent,
             },
             {"actions": "candidates"},
+            full_precision=dims.positions,
         ),
         "propose": Graph(
             propose,
@@ -110,6 +113,7 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
                 "frames_now": frames,
             },
             {"latents": "count", "joints": "count"},
+            full_precision=True,
         ),
     }
     if dims.labels:
@@ -212,7 +216,12 @@ def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> d
     model = onnx.load(str(path))
     _share_weights(model, folder / WEIGHTS)
     onnx.save(model, str(path))
-    return {"file": path.name, "inputs": list(graph.inputs), "outputs": list(outputs)}
+    entry: dict[str, Any] = {
+        "file": path.name,
+        "inputs": list(graph.inputs),
+        "outputs": list(outputs),
+    }
+    return entry | ({"full_precision": True} if graph.full_precision else {})
 
 
 def golden_arrays(net: WorldModelNet, graphs: dict[str, Graph]) -> dict[str, NDArray[Any]]:
