@@ -143,6 +143,7 @@ def test_position_control_and_drawing_are_computed_in_full_precision(tmp_path: P
     tip = untrained_bundle(load_profile("tabletop"), tmp_path / "tip")
     assert {name for name, spec in arm.graphs.items() if spec.full_precision} == {
         "rollout",
+        "search",
         "decode",
     }
     assert {name for name, spec in tip.graphs.items() if spec.full_precision} == {"decode"}

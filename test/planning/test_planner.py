@@ -24,7 +24,11 @@ class Carried:
     """The mug moves with the tip, exactly as commanded; inside x > 0.1 the first event happens."""
 
     def rollout(
-        self, context: Context, actions: Floats, goal_latent: Floats | None = None
+        self,
+        context: Context,
+        actions: Floats,
+        goal_latent: Floats | None = None,
+        lean: bool = False,
     ) -> Outcomes:
         path = np.cumsum(actions * 0.1, axis=1)[:, 1::2]
         count, steps = path.shape[:2]
@@ -83,7 +87,11 @@ def test_without_a_goal_the_robot_brakes() -> None:
 def test_predictions_that_are_not_finite_are_never_chosen() -> None:
     class Broken(Carried):
         def rollout(
-            self, context: Context, actions: Floats, goal_latent: Floats | None = None
+            self,
+            context: Context,
+            actions: Floats,
+            goal_latent: Floats | None = None,
+            lean: bool = False,
         ) -> Outcomes:
             out = super().rollout(context, actions, goal_latent)
             out.state[:] = np.nan

@@ -29,6 +29,6 @@ class Engine(Protocol):
             inputs: all its inputs by name. A shape not prepared before is compiled first.
 
         Returns:
-            Its outputs by name. They are the caller's until the next call of the same graph.
+            Its outputs by name, in memory of their own.
         """
         ...

@@ -76,6 +76,12 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
     def decode(*inputs: Tensor) -> dict[str, Tensor]:
         return {"frames": net.decode(*inputs)}
 
+    prompt = {
+        "latents": normal(1, dims.context, config.latent),
+        "joints": joints,
+        "past_actions": past,
+        "actions": actions,
+    }
     graphs = {
         "encode": Graph(
             lambda frames, mask: {"latent": net.encoder(frames, mask)},
@@ -84,15 +90,12 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
         ),
         "rollout": Graph(
             net.outcome,
-            {
-                "latents": normal(1, dims.context, config.latent),
-                "joints": joints,
-                "past_actions": past,
-                "actions": actions,
-                "goal_latent": latent,
-            },
+            {**prompt, "goal_latent": latent},
             {"actions": "candidates"},
             full_precision=dims.positions,
+        ),
+        "search": Graph(
+            net.search, prompt, {"actions": "candidates"}, full_precision=dims.positions
         ),
         "propose": Graph(
             propose,

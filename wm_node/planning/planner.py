@@ -7,7 +7,7 @@ the horizon, so that many joints and long horizons stay searchable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,11 @@ class OutcomeModel(Protocol):
     """Whatever can tell what candidates lead to: the learned model, or a simulator as oracle."""
 
     def rollout(
-        self, context: Context, actions: Floats, goal_latent: Floats | None = None
+        self,
+        context: Context,
+        actions: Floats,
+        goal_latent: Floats | None = None,
+        lean: bool = False,
     ) -> Outcomes:
         """See :meth:`wm_node.planning.world_model.WorldModel.rollout`."""
         ...
@@ -34,7 +38,7 @@ class OutcomeModel(Protocol):
 class PlannerConfig:
     """Search effort."""
 
-    candidates: int = 64
+    candidates: int = 32
     """Candidates of each iteration."""
     iterations: int = 3
     elite_share: float = 0.12
@@ -170,6 +174,7 @@ class MpcPlanner:
             WmError: every candidate's outcome is not finite.
         """
         weights = weights or Weights.of(self.profile)
+        lean = weights.uncertainty == 0.0 and (weights.value == 0.0 or goal.latent is None)
         config, size = self.config, self._half.size
         knots = self._basis.shape[1]
         brake = brake_actions(self.profile, committed[-1]).astype(np.float64)
@@ -199,7 +204,7 @@ class MpcPlanner:
             actions = np.concatenate([extra, np.clip(samples, self._low, self._high)])
             origin = [*labels, *["samples"] * count]
             applied = delayed(actions, committed, delay_s, self.profile.model.tick_s)
-            outcomes = model.rollout(context, applied, goal.latent)
+            outcomes = model.rollout(context, applied, goal.latent, lean)
             cost, terms = self.objective(outcomes, applied, goal, weights)
             order = np.argsort(cost)
             top = int(order[0])
@@ -210,7 +215,7 @@ class MpcPlanner:
                 winner = Plan(
                     stamp_ns=context.stamp_ns,
                     actions=actions[top].astype(np.float32),
-                    applied=applied[top],
+                    applied=applied[top].copy(),
                     outcomes=outcomes.pick(top),
                     cost=float(cost[top]),
                     terms={name: float(term[top]) for name, term in terms.items()},
@@ -225,7 +230,8 @@ class MpcPlanner:
             extra, labels = np.stack([best[1], centre]), [best[2], "samples"]
         assert winner is not None
         self._previous = (context.stamp_ns, winner.actions.astype(np.float64))
-        return _owned(winner)
+        # Whole outcomes of the winner alone: what the search left out, and in memory of their own.
+        return replace(winner, outcomes=model.rollout(context, winner.applied[None], goal.latent))
 
     def _correlated_noise(self, count: int, knots: int, size: int) -> NDArray[np.float64]:
         """Unit-variance AR(1) noise along the knots (count, knots, A)."""
@@ -263,19 +269,3 @@ def delayed(
     now = line[:, first : first + horizon]
     earlier = line[:, first - 1 : first - 1 + horizon]
     return np.asarray((1.0 - share) * now + share * earlier, dtype=np.float32)
-
-
-def _owned(plan: Plan) -> Plan:
-    """Copy what still points into the engine's buffers."""
-    outcomes = plan.outcomes
-    copy = Outcomes(
-        outcomes.latents.copy(),
-        outcomes.joints.copy(),
-        outcomes.state.copy(),
-        outcomes.risk.copy(),
-        outcomes.uncertainty.copy(),
-        outcomes.time_to_goal.copy(),
-    )
-    return Plan(
-        plan.stamp_ns, plan.actions, plan.applied.copy(), copy, plan.cost, plan.terms, plan.source
-    )

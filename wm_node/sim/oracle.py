@@ -49,7 +49,11 @@ class SimulatorModel:
         self._pool.close()
 
     def rollout(
-        self, context: Context, actions: Floats, goal_latent: Floats | None = None
+        self,
+        context: Context,
+        actions: Floats,
+        goal_latent: Floats | None = None,
+        lean: bool = False,
     ) -> Outcomes:
         """Outcomes as of :meth:`wm_node.planning.world_model.WorldModel.rollout`.
 

@@ -202,7 +202,8 @@ def _disagreement_loss(net: WorldModelNet, hidden: Tensor, wanted: Tensor) -> Te
     target = (wanted.flatten(0, 1) @ heads.projection).unsqueeze(0)
     share = torch.rand(members.shape[0], len(hidden), 1, device=hidden.device) < 0.5
     half = share.float().expand(-1, -1, wanted.shape[1]).flatten(1).unsqueeze(-1)
-    return ((members - target) ** 2 * half).mean() * 2.0
+    loss: Tensor = ((members - target) ** 2 * half).mean() * 2.0
+    return loss
 
 
 @torch.no_grad()

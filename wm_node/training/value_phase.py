@@ -19,6 +19,7 @@ from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
 TARGET_RATE = 0.01  # of the moving average of the value network
+GOAL_PERSISTENCE = 0.93  # chance that a hindsight goal lies one step further
 RANDOM_GOALS = 0.25  # share of goals taken from anywhere
 
 
@@ -52,7 +53,8 @@ def value_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
         now = at + windows.context * data.ticks
         # Hindsight goals: geometric in time within the episode; a share from anywhere.
         left = (ends[now] - now) // data.ticks
-        steps = torch.distributions.Geometric(1.0 - 0.93).sample((size,)).to(data.device).long()
+        drawn = torch.empty(size, device=data.device).geometric_(1.0 - GOAL_PERSISTENCE)
+        steps = drawn.long() - 1
         steps = torch.minimum(steps, left).clamp_min(0)
         random = torch.rand(size, device=data.device) < RANDOM_GOALS
         goal_at = now + steps * data.ticks
@@ -106,7 +108,8 @@ def value_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
         out = net.heads.proposal(torch.cat([windows.latents[now], joints, inputs], dim=-1))
         mean, scale = out.view(len(at), 2, -1, net.dims.action).unbind(1)
         scale = scale.clamp(-4.0, 1.0)
-        return (0.5 * ((actions - mean) * torch.exp(-scale)) ** 2 + scale).mean()
+        loss: Tensor = (0.5 * ((actions - mean) * torch.exp(-scale)) ** 2 + scale).mean()
+        return loss
 
     @torch.no_grad()
     def after_step(step: int) -> None:
