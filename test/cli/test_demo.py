@@ -117,6 +117,19 @@ def test_one_episode_from_start_to_report(
     assert "simulated robot" in page
 
 
+@pytest.mark.skipif(not os.environ.get("WM_VERIFY"), reason="a full-length run: make verify")
+def test_thirty_episodes_with_the_shipped_bundle(tmp_path: Path) -> None:
+    """What the demo promises on two free cores; a busy machine may fail this honestly."""
+    out = tmp_path / "out"
+    assert main(["demo", "--episodes", "30", "--seed", "900000", "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["control_hz"] >= 9.9
+    assert summary["deadline_misses"] < 0.02 * summary["cycles"]
+    assert summary["frames_received"] == summary["frames_published"]
+    assert summary["falls"] <= 1
+    assert _nodes_of(out) == {}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process(
     demo: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
