@@ -33,19 +33,21 @@ def augment(frames: Tensor, strength: float) -> Tensor:
         Float frames of the same shape in 0..255.
     """
     count, device = frames.shape[0], frames.device
-    pixels = frames.float() / 255.0
     identity = torch.eye(3, device=device)
     mixing = identity + strength * 0.35 * torch.randn(count, 3, 3, device=device)
     mixing = mixing / mixing.sum(-1, keepdim=True).abs().clamp_min(0.4)
-    offset = strength * 0.12 * torch.randn(count, 1, 1, 1, 3, device=device)
-    gain = torch.exp(strength * 0.25 * torch.randn(count, 1, 1, 1, 1, device=device))
-    size = pixels.shape
-    mixed = (pixels.view(count, -1, 3) @ mixing.transpose(1, 2)).view(size)
+    mixing = mixing * torch.exp(strength * 0.25 * torch.randn(count, 1, 1, device=device))
+    offset = strength * 0.12 * 255.0 * torch.randn(count, 3, 1, device=device)
+    # Contrast changes about mid-grey, so that strong mixing does not only brighten or darken.
+    offset = offset + 127.5 * (1.0 - mixing.sum(-1, keepdim=True))
     # Some frames stay as they are: the encoder must also know the true colours.
-    keep = (torch.rand(count, 1, 1, 1, 1, device=device) < 0.2).float()
-    changed = (mixed - 0.5) * gain + 0.5 + offset
-    noise = 0.02 * strength * torch.randn(size, device=device)
-    return ((keep * pixels + (1.0 - keep) * changed + noise) * 255.0).clamp(0.0, 255.0)
+    keep = torch.rand(count, 1, 1, device=device) < 0.2
+    mixing = torch.where(keep, identity, mixing)
+    offset = torch.where(keep, torch.zeros_like(offset), offset)
+    # Colours first in memory: one small product a frame over all its pixels.
+    planes = frames.flatten(1, 3).transpose(1, 2).float()  # (M, 3, cameras * H * W)
+    mixed = torch.baddbmm(offset, mixing, planes).clamp_(0.0, 255.0)
+    return mixed.transpose(1, 2).view(frames.shape)
 
 
 class EncoderTraining(nn.Module):
