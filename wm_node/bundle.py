@@ -28,6 +28,8 @@ FORMAT = 1
 MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
+GRAPHS = ("encode", "rollout", "search", "propose", "decode")
+"""Graphs that every bundle has; ``read`` is there where the profile has labels."""
 MAX_MANIFEST_BYTES = 4_000_000
 MAX_FILE_BYTES = 4_000_000_000
 
@@ -174,6 +176,11 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
         }
     except (TypeError, KeyError) as error:
         raise WmError(f"the bundle {folder} is damaged: its manifest lists no graphs.") from error
+    if missing := [name for name in GRAPHS if name not in specs]:
+        raise WmError(
+            f"the bundle {folder} lacks the graphs {missing}: it was written by an older version; "
+            "train or export it again."
+        )
     for name, spec in specs.items():
         if spec.file not in manifest["files"]:
             raise WmError(f"the bundle {folder} is damaged: graph '{name}' has no checked file.")

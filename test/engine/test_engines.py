@@ -97,6 +97,7 @@ def test_a_missing_or_short_file_is_noticed(copy: Path) -> None:
         ({"files": {"../../etc/passwd": {}, "weights.safetensors": {}, "golden.npz": {}}}, "bad"),
         ({"profile": {"format": 1}}, "not a valid robot profile"),
         ({"graphs": [1]}, "lists no graphs"),
+        ({"graphs": {}}, "lacks the graphs"),
     ],
 )
 def test_a_wrong_manifest_is_one_sentence(copy: Path, change: dict, message: str) -> None:  # type: ignore[type-arg]

@@ -262,9 +262,9 @@ def check_messages() -> Finding:
 def check_middleware() -> Finding:
     """Which middleware ROS uses."""
     try:
-        from rclpy.utilities import get_rmw_implementation_identifier
+        from wm_node.nodes.middleware import middleware_name
 
-        name = str(get_rmw_implementation_identifier())
+        name = middleware_name()
     except (ImportError, RuntimeError, OSError) as error:
         return Finding(
             "fail", "middleware", f"none loads: {error}", "install ros-jazzy-rmw-fastrtps-cpp"

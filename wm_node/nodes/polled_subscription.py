@@ -9,30 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from wm_node.nodes.polling import NeverReady
+
 # Serialised message; its info: source_timestamp and received_timestamp in ns, and more.
 Take = Callable[[bytes, dict[str, Any]], None]
-
-
-class _NotExecuted(CallbackGroup):  # type: ignore[misc]  # rclpy ships no types
-    """Keeps a subscription out of the executor's wait set.
-
-    Its events must stay out as well: they share a condition with the data, and would keep the
-    executor awake for as long as a message lies there.
-    """
-
-    def can_execute(self, entity: Any) -> bool:
-        return False
-
-    def beginning_execution(self, entity: Any) -> bool:
-        return False
-
-    def ending_execution(self, entity: Any) -> None:
-        """Nothing is held."""
 
 
 class GapCounter:
@@ -87,7 +71,7 @@ class PolledSubscription:
         self._gaps = gaps
         self._lost = lost
         self._limit = 2 * qos.depth
-        self._group = _NotExecuted()  # the node holds groups weakly
+        self._group = NeverReady()  # the node holds groups weakly
         self._subscription = node.create_subscription(
             kind,
             topic,

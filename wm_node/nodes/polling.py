@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 
-class _NeverReady(CallbackGroup):  # type: ignore[misc]  # rclpy ships no types
+class NeverReady(CallbackGroup):  # type: ignore[misc]  # rclpy ships no types
     """Keeps a subscription out of the executor's wait set.
 
     And its events too: with Fast DDS the wait for an event also ends while messages are unread,
@@ -51,7 +51,7 @@ class Polled:
         self._callback = callback
         self._most = int(qos.depth)
         # A group lives as long as somebody holds it; the node keeps a weak reference only.
-        self._group = _NeverReady()
+        self._group = NeverReady()
         self._subscription = node.create_subscription(
             kind, topic, callback, qos, callback_group=self._group, **options
         )

@@ -19,7 +19,7 @@ from wm_node.data.resample import NS, frame_skew_ns, interpolate, nearest, tick_
 from wm_node.planning.world_model import Context, Floats
 from wm_node.profile import RobotProfile
 
-JOINT_GAP_PERIODS = 3.0
+JOINT_GAP_PERIODS = 5.0
 
 
 @dataclass(frozen=True)
