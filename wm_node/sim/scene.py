@@ -139,7 +139,8 @@ def scene_xml(width: int, height: int) -> str:
       diffuse="0.5 0.5 0.5" specular="0 0 0"/>
     <camera name="front" pos="0 0 1" fovy="{CAMERA_FOVY_DEG}"/>
     <geom name="floor" type="plane" size="4 4 0.1" pos="0 0 {-TABLE_HEIGHT}"
-      rgba="0.36 0.39 0.42 1" contype="1" conaffinity="6"/>
+      rgba="0.36 0.39 0.42 1" contype="1" conaffinity="6" priority="2" condim="6"
+      friction="0.3 0.005 0.04"/>
     <geom name="table" type="box" size="{table_hx} {table_hy} {TABLE_THICKNESS / 2}"
       pos="{table_cx} {table_cy} {-TABLE_THICKNESS / 2}" rgba="0.76 0.66 0.52 1"
       contype="1" conaffinity="6"/>
