@@ -1,0 +1,106 @@
+"""`wm evaluate` on the suite: the figures that are promised, and wrong usage in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wm_node.cli.main import main
+from wm_node.errors import WmError
+from wm_node.model.export import untrained_bundle
+from wm_node.profile import load_profile
+from wm_node.training.suite_evaluation import (
+    EVALUATION_SEED,
+    VALIDATION_SEED,
+    evaluation_seeds,
+    wilson95,
+)
+
+KEYS = {
+    "planner",
+    "goal",
+    "seed",
+    "episodes",
+    "successes",
+    "falls",
+    "zone_entries",
+    "success_wilson95",
+    "plan_ms",
+}
+
+
+def evaluate(*words: str) -> int:
+    return main(["evaluate", "--suite", "tabletop", *words])
+
+
+def test_still_never_succeeds_and_the_json_has_all_figures(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    assert (
+        evaluate("--planner", "still", "--episodes", "3", "--workers", "1", "--json", str(file))
+        == 0
+    )
+    figures = json.loads(file.read_text())
+    assert set(figures) >= KEYS
+    assert figures["successes"] == 0
+    assert figures["episodes"] == 3
+    assert set(figures["plan_ms"]) == {"p50", "p99"}
+
+
+def test_scripted_succeeds(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    assert (
+        evaluate("--planner", "scripted", "--episodes", "8", "--workers", "2", "--json", str(file))
+        == 0
+    )
+    assert json.loads(file.read_text())["successes"] >= 6
+
+
+@pytest.mark.parametrize("goal", ["state", "image"])
+def test_mpc_runs_with_any_bundle(tmp_path: Path, goal: str) -> None:
+    bundle = untrained_bundle(load_profile("tabletop"), tmp_path / "b")
+    file = tmp_path / "f.json"
+    words = ["--bundle", str(bundle.path), "--goal", goal, "--episodes", "1", "--workers", "1"]
+    search = ["--candidates", "8", "--iterations", "1", "--weight", "value=0.5"]
+    assert evaluate(*words, *search, "--json", str(file)) == 0
+    figures = json.loads(file.read_text())
+    assert figures["goal"] == goal
+    assert figures["planner"] == "mpc"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--planner", "mpc"], "needs a --bundle"),
+        (["--planner", "magic"], "unknown planner 'magic'"),
+        (["--planner", "still", "--episodes", "0"], "1 to"),
+        (["--planner", "still", "--weight", "speed=1"], "use NAME=NUMBER"),
+        (["--planner", "still", "--weight", "risk=high"], "use NAME=NUMBER"),
+        (["--planner", "mpc", "--bundle", "/nowhere"], "there is no bundle"),
+        (["--bags", "x"], "not both"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(*words) == 1
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert said.count("\n") == 0
+
+
+def test_seeds_of_different_uses_never_meet() -> None:
+    training = range(VALIDATION_SEED)
+    validation = set(evaluation_seeds(0, 1000, VALIDATION_SEED))
+    assert min(validation) not in training
+    first, second = (set(evaluation_seeds(seed, 500)) for seed in (0, 1))
+    assert not first & second
+    assert min(first) >= EVALUATION_SEED > max(validation)
+    with pytest.raises(WmError, match="seed"):
+        evaluation_seeds(1000, 1)
+
+
+def test_wilson_interval_of_a_known_case() -> None:
+    low, high = wilson95(93, 100)
+    assert (low, high) == pytest.approx((0.8625, 0.9657), abs=1e-3)

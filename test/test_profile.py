@@ -1,0 +1,206 @@
+"""Robot profiles: those that ship load, other robots fit, faults are one clear sentence."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wm_node.errors import WmError
+from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.world import WorldModelNet
+from wm_node.planning.planner import MpcPlanner, PlannerConfig
+from wm_node.profile import MAX_PROFILE_BYTES, load_profile, parse_profile
+from wm_node.resources import resource
+
+SHIPPED = sorted(path.stem for path in resource("config/robots").glob("*.yaml"))
+
+
+def tabletop() -> dict[str, Any]:
+    return load_profile("tabletop").dump()
+
+
+def seven_joint_arm() -> dict[str, Any]:
+    names = [f"joint_{number}" for number in range(1, 8)]
+    data = tabletop() | {"name": "arm7", "labels": [], "events": [], "simulated": False}
+    data.pop("objective")
+    data["safety"] = data["safety"] | {"risk_threshold": {}}
+    data["cameras"] = [
+        data["cameras"][0],
+        data["cameras"][0] | {"name": "wrist", "topic": "wrist/image_raw"},
+    ]
+    data["joints"] = data["joints"] | {
+        "names": names,
+        "lower": [-2.9] * 7,
+        "upper": [2.9] * 7,
+        "max_velocity": [2.0] * 7,
+    }
+    data["action"] = {
+        "kind": "joint_position",
+        "names": names,
+        "units": ["rad"] * 7,
+        "lower": [-2.9] * 7,
+        "upper": [2.9] * 7,
+        "rate_hz": 10,
+        "topic": "command",
+        "message": "trajectory_msgs/msg/JointTrajectory",
+        "fields": ["positions"],
+        "readback": {
+            "topic": "joint_command",
+            "message": "sensor_msgs/msg/JointState",
+            "fields": ["position"],
+        },
+    }
+    return data
+
+
+def twist_base() -> dict[str, Any]:
+    data = tabletop() | {"name": "base", "labels": [], "events": [], "simulated": False}
+    data.pop("objective")
+    data["safety"] = data["safety"] | {"risk_threshold": {}}
+    data["joints"] = data["joints"] | {
+        "names": ["wheel_left", "wheel_right"],
+        "lower": [-1e6] * 2,
+        "upper": [1e6] * 2,
+        "max_velocity": [20.0] * 2,
+    }
+    fields = ["twist.linear.x", "twist.angular.z"]
+    data["action"] = data["action"] | {
+        "names": ["forward", "turn"],
+        "units": ["m/s", "rad/s"],
+        "lower": [-0.5, -1.0],
+        "upper": [0.5, 1.0],
+        "frame_id": "base_link",
+        "fields": fields,
+        "readback": data["action"]["readback"] | {"fields": fields},
+    }
+    return data
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profiles_load_and_survive_a_round_trip(name: str) -> None:
+    profile = load_profile(name)
+    assert parse_profile(profile.dump(), "again") == profile
+
+
+@pytest.mark.parametrize("data", [seven_joint_arm(), twist_base()], ids=["arm", "base"])
+def test_other_robots_fit_model_and_planner(data: dict[str, Any]) -> None:
+    profile = parse_profile(data, "test")
+    dims = Dims.of(profile)
+    assert dims.action == len(data["action"]["names"])
+    assert dims.cameras == len(data["cameras"])
+    WorldModelNet(dims, ModelConfig(width=16, heads=2, layers=1))
+    MpcPlanner(profile, PlannerConfig())
+
+
+def change(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Set a dotted path; None removes it."""
+    data = copy.deepcopy(data)
+    *parents, last = path.split(".")
+    place: Any = data
+    for key in parents:
+        place = place[int(key)] if key.isdigit() else place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("colour", "red", "colour: unknown key"),
+        ("joints.nmaes", ["a"], "joints.nmaes: unknown key"),
+        ("joints.names", None, "joints.names: missing"),
+        ("joints.names", ["a", "a", "b", "c"], "not unique"),
+        ("joints.lower", [0.0], "'lower' needs 4 numbers"),
+        ("joints.lower", [9.0, 9.0, 9.0, 9.0], "below its 'upper'"),
+        ("action.units", ["m/s", "mph"], "has unit 'mph'; use one of m/s, rad/s"),
+        ("action.lower", [0.1, -0.2], "must contain 0"),
+        ("action.command_timeout_s", None, "does not end at rest by itself"),
+        ("action.message", "my_msgs/msg/Go", "action.message"),
+        ("objective.goal", ["cup_x"], "not defined: ['cup_x']"),
+        ("safety.risk_threshold", {"boil": 0.5}, "unknown events: ['boil']"),
+        ("safety.stopping_time_s", float("nan"), "safety.stopping_time_s"),
+        ("model.tick_rate_hz", 0, "model.tick_rate_hz"),
+        ("basis.knots", 60, "exceeds the ticks"),
+        ("cameras", [], "cameras"),
+        ("cameras.0.topic", "a b", "topic"),
+        ("format", 2, "format"),
+    ],
+)
+def test_each_fault_is_named(path: str, value: Any, message: str) -> None:
+    with pytest.raises(WmError) as caught:
+        parse_profile(change(tabletop(), path, value), "robot.yaml")
+    text = str(caught.value)
+    assert message in text
+    assert text.startswith("robot.yaml is not a valid robot profile")
+    assert "\n" not in text
+
+
+def test_an_action_that_is_no_joint_is_named() -> None:
+    data = seven_joint_arm()
+    data["action"]["names"] = ["elbow_9", *data["action"]["names"][1:]]
+    with pytest.raises(WmError, match="not joints: .'elbow_9'"):
+        parse_profile(data, "x")
+
+
+def test_files_that_cannot_be_profiles(tmp_path: Path) -> None:
+    with pytest.raises(WmError, match="cannot read"):
+        load_profile(tmp_path / "none.yaml")
+    with pytest.raises(WmError, match="not part of this installation"):
+        load_profile("nobody")
+    file = tmp_path / "a.yaml"
+    file.write_text("a: [1")
+    with pytest.raises(WmError, match="not valid YAML"):
+        load_profile(file)
+    file.write_text("- 1")
+    with pytest.raises(WmError, match="must be a YAML mapping"):
+        load_profile(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(WmError, match=r"cannot read|not valid YAML"):
+        load_profile(file)
+    file.write_text("#" * (MAX_PROFILE_BYTES + 1))
+    with pytest.raises(WmError, match="far smaller"):
+        load_profile(file)
+
+
+def test_a_profile_cannot_run_code(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    file = tmp_path / "a.yaml"
+    file.write_text(f"!!python/object/apply:os.mkdir ['{mark}']")
+    with pytest.raises(WmError, match="not valid YAML"):
+        load_profile(file)
+    assert not mark.exists()
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([])
+)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_mutation_is_accepted_or_refused_in_one_sentence(data: st.DataObject) -> None:
+    profile = tabletop()
+    place: Any = profile
+    while isinstance(place, dict | list) and place:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+            place = place[key]
+            continue
+        place[key] = data.draw(LEAVES)
+        break
+    said = ""
+    try:
+        parse_profile(yaml.safe_load(yaml.safe_dump(profile)), "mutant")
+    except WmError as error:
+        said = str(error)
+    assert "\n" not in said
