@@ -147,7 +147,7 @@ def test_each_fault_is_named(path: str, value: Any, message: str) -> None:
 def test_an_action_that_is_no_joint_is_named() -> None:
     data = seven_joint_arm()
     data["action"]["names"] = ["elbow_9", *data["action"]["names"][1:]]
-    with pytest.raises(WmError, match="not joints: .'elbow_9'"):
+    with pytest.raises(WmError, match=r"not joints: .'elbow_9'"):
         parse_profile(data, "x")
 
 
