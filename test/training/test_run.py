@@ -188,3 +188,26 @@ def test_augmentation_changes_colours_of_each_frame_apart() -> None:
 def test_wrong_recipes_are_one_sentence(data: object, message: str) -> None:
     with pytest.raises(WmError, match=message):
         recipe_from_dict(data, "recipe.yaml")
+
+
+def test_training_goes_on_from_a_bundle(dataset: Dataset, tmp_path: Path) -> None:
+    first = train(
+        dataset, tmp_path / "a", RECIPE, RunSettings(tmp_path / "wa"), recorder(tmp_path / "la")
+    )
+    kept = replace(RECIPE, encoder_steps=0, dynamics_steps=0, value_steps=0, decoder_steps=2)
+    settings = RunSettings(tmp_path / "wb", start_from=first)
+    second = train(dataset, tmp_path / "b", kept, settings, recorder(tmp_path / "lb"))
+    before, after = load_network(first).state_dict(), load_network(second).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed - {"correction_gain"} == {"decoder"}
+    lineage = second.manifest["training"]["start_from"]
+    assert lineage["bundle_sha256"] == first.sha256
+    other = replace(kept, model=replace(SMALL, latent=32))
+    with pytest.raises(WmError, match="another model size"):
+        train(
+            dataset,
+            tmp_path / "c",
+            other,
+            RunSettings(tmp_path / "wc", start_from=first),
+            recorder(tmp_path / "lc"),
+        )

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", type=Path, default=None, help="YAML with steps, rates and sizes that differ"
     )
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        default=None,
+        help="go on from this bundle's network; phases with 0 steps in the recipe are kept as is",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Train and write the bundle."""
     import torch
 
+    from wm_node.bundle import load_bundle
     from wm_node.data.dataset import Dataset
     from wm_node.training.loop import Recorder, default_threads
     from wm_node.training.recipe import load_recipe
@@ -66,7 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
         score = planning_score(args.planning_episodes, threads, "openvino")
     settings = RunSettings(
-        work, args.seed, device, int(args.memory_gb * 2**30), planning_score=score
+        work,
+        args.seed,
+        device,
+        int(args.memory_gb * 2**30),
+        planning_score=score,
+        start_from=load_bundle(args.start_from) if args.start_from else None,
     )
     begun = time.monotonic()
     console = Console(stderr=True)

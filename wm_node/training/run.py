@@ -17,6 +17,7 @@ from wm_node.data.dataset import Dataset
 from wm_node.errors import WmError
 from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle
+from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import TrainingData
@@ -54,6 +55,8 @@ class RunSettings:
     memory_bytes: int = 6 << 30
     """Frames are kept in memory up to this size, and read from disk as needed beyond it."""
     planning_score: PlanningScore | None = None
+    start_from: Bundle | None = None
+    """A bundle whose network training goes on with, instead of random weights."""
 
 
 class _Run:
@@ -68,19 +71,37 @@ class _Run:
         self.profile = dataset.profile
         self.data = TrainingData(dataset, self.device, settings.memory_bytes)
         self.net = WorldModelNet(Dims.of(dataset.profile), recipe.model).to(self.device)
-        self.net.set_statistics(self.data.statistics())
-        fit_baseline(self.net, self.data)
+        if settings.start_from is None:
+            self.net.set_statistics(self.data.statistics())
+            fit_baseline(self.net, self.data)
+        else:
+            self._start_from(settings.start_from)
         self.encoder_training = EncoderTraining(self.net).to(self.device)
         identity = {
             "dataset": dataset.fingerprint,
             "recipe": recipe.to_dict(),
             "seed": settings.seed,
+            "start_from": settings.start_from.sha256 if settings.start_from else None,
         }
         self.checkpoints = Checkpoints(settings.work, identity)
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.metrics: dict[str, Any] = {}
         self._hardness: Tensor | None = None
         self._windows: Windows | None = None
+
+    def _start_from(self, bundle: Bundle) -> None:
+        """Take weights and normalisation of a bundle of the same robot and sizes."""
+        if Dims.of(bundle.profile) != self.net.dims:
+            raise WmError(
+                f"the bundle {bundle.path} is of a robot with other sizes than this dataset; "
+                "train without --start-from."
+            )
+        if bundle.manifest.get("model") != self.recipe.model.to_dict():
+            raise WmError(
+                f"the bundle {bundle.path} has another model size than the recipe; give the "
+                "recipe the sizes in its manifest."
+            )
+        self.net.load_state_dict(load_network(bundle).state_dict())
 
     @property
     def windows(self) -> Windows:
@@ -179,7 +200,11 @@ class _Run:
                 "episodes": len(self.data.dataset.episodes),
                 "ticks": self.data.dataset.num_ticks,
             },
-            "training": {"seed": self.settings.seed, "recipe": self.recipe.to_dict()},
+            "training": {
+                "seed": self.settings.seed,
+                "recipe": self.recipe.to_dict(),
+                "start_from": self._lineage(),
+            },
             "metrics": self.metrics,
             "calibration": calibrate(self.windows),
         }
@@ -192,6 +217,13 @@ class _Run:
         finally:
             # Exporting rounds to half precision on the CPU; training goes on with what it had.
             self.net.to(self.device).load_state_dict(state)
+
+    def _lineage(self) -> dict[str, Any] | None:
+        """What the run started from: hash and training of that bundle."""
+        bundle = self.settings.start_from
+        if bundle is None:
+            return None
+        return {"bundle_sha256": bundle.sha256, "training": bundle.manifest.get("training")}
 
 
 def train(
