@@ -92,6 +92,7 @@ def write_bundle(path: Path, parts: Path, manifest: dict[str, Any]) -> Bundle:
     try:
         for name in files:
             shutil.move(str(parts / name), temporary / name)
+            (temporary / name).chmod(0o644)
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         temporary.chmod(0o755)
