@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from wm_node.bundle import GOLDEN, WEIGHTS, write_bundle
+from wm_node.bundle import GOLDEN, GRAPHS, WEIGHTS, write_bundle
 from wm_node.data.dataset import Dataset, DatasetWriter, EpisodeArrays
 from wm_node.errors import WmError
 from wm_node.planning.world_model import Context, Outcomes, WorldModel
@@ -211,6 +211,7 @@ def test_a_bundle_without_floors_is_refused(tmp_path: Path) -> None:
     for name in (WEIGHTS, GOLDEN):
         (parts / name).write_bytes(b"-")
     profile = yaml.safe_load(yaml.safe_dump(profile_of_one_joint().dump()))
-    write_bundle(tmp_path / "bundle", parts, {"profile": profile, "graphs": {}})
+    graphs = {name: {"file": WEIGHTS, "inputs": [], "outputs": []} for name in GRAPHS}
+    write_bundle(tmp_path / "bundle", parts, {"profile": profile, "graphs": graphs})
     with pytest.raises(WmError, match=r"has no floors\.npz"):
         evaluate_bags(tmp_path / "bundle", tmp_path)
