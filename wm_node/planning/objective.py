@@ -20,7 +20,7 @@ class Weights:
 
     goal: float = 1.0
     """Distance of the labelled values to the goal, in tolerances, half final and half mean."""
-    push: float = 0.3
+    push: float = 1.0
     """Distance of the tool to the point behind the object, in tolerances."""
     value: float = 0.0
     """Learned time to the goal picture, in model steps, half final and half mean."""
