@@ -56,9 +56,12 @@ class ObservationBuffer:
     def reset(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._latents.clear()
-            self._joints.clear()
-            self._actions.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._latents.clear()
+        self._joints.clear()
+        self._actions.clear()
 
     def add_frame(self, stamp_ns: int, latent: Floats) -> None:
         """Add the latent (latent,) of a frame; a stamp before the last one empties the history."""
@@ -77,9 +80,7 @@ class ObservationBuffer:
             if series and stamp_ns <= series[-1][0]:
                 if stamp_ns == series[-1][0]:
                     return
-                self._latents.clear()
-                self._joints.clear()
-                self._actions.clear()
+                self._clear()
             series.append((stamp_ns, value))
             while stamp_ns - series[0][0] > self._span_ns:
                 series.popleft()
