@@ -164,6 +164,13 @@ def test_prefetch_hands_errors_on() -> None:
         next(items)
 
 
+def test_references_come_from_all_over_the_same_episode(dataset: Dataset) -> None:
+    data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
+    ticks = torch.arange(40, 80).repeat(50)  # the second of the episodes, 40 ticks each
+    drawn = data.same_episode(ticks, np.random.default_rng(0))
+    assert set(drawn.tolist()) == set(range(40, 80))
+
+
 def test_augmentation_changes_colours_of_each_frame_apart() -> None:
     torch.manual_seed(0)
     frames = torch.full((64, 1, 4, 4, 3), 128, dtype=torch.uint8)

@@ -53,7 +53,7 @@ STICK_LENGTH = 0.20  # from the wrist's axis down to the tip's centre
 
 ARM_BASE = (0.0, 0.46)
 SHOULDER_HEIGHT = 0.23
-LINK_LENGTH = 0.385  # upper arm and forearm
+LINK_LENGTH = 0.405  # upper arm and forearm: the far corners of TIP_BOUNDS need 0.396
 
 CAMERA_POSITION = (0.0, -0.60, 0.70)
 CAMERA_TARGET = (0.0, -0.075, -0.03)

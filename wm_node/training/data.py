@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from wm_node.data.dataset import Dataset
 from wm_node.data.resample import NO_LABEL
 from wm_node.errors import WmError
+
+Item = TypeVar("Item")
 
 VALIDATION_EVERY = 20
 """Every so many-th episode is left out of training."""
@@ -46,6 +49,9 @@ class TrainingData:
             np.where(events == NO_LABEL, np.nan, events).astype(np.float32)
         ).to(device)
         self.mask = torch.from_numpy(np.asarray(dataset.frame_valid).astype(np.float32)).to(device)
+        episodes = dataset.episodes
+        self._first = np.array([episode.start for episode in episodes], dtype=np.int64)
+        self._length = np.array([episode.length for episode in episodes], dtype=np.int64)
         self._cameras = [camera.name for camera in dataset.profile.cameras]
         self.in_memory = dataset.frame_bytes <= memory_bytes
         self._frames: Tensor | None = None
@@ -93,6 +99,12 @@ class TrainingData:
         runs = np.split(ticks, np.flatnonzero(np.diff(ticks) > 8) + 1)
         parts = [source[run[0] : run[-1] + 1][run - run[0]] for run in runs]
         return np.concatenate(parts)
+
+    def same_episode(self, ticks: Tensor, random: np.random.Generator) -> Tensor:
+        """(N,) ticks -> (N,) ticks drawn evenly from the same episodes."""
+        episode = np.searchsorted(self._first, ticks.cpu().numpy(), side="right") - 1
+        offset = (random.random(len(episode)) * self._length[episode]).astype(np.int64)
+        return torch.from_numpy(self._first[episode] + offset).to(self.device)
 
     def frame_ticks(self, starts: Tensor, steps: int) -> Tensor:
         """(B,) window starts -> (B, steps) ticks of their frames."""
@@ -153,9 +165,9 @@ def batches(
         step += 1
 
 
-def prefetch(items: Iterator[Tensor], depth: int = 3) -> Iterator[Tensor]:
+def prefetch(items: Iterator[Item], depth: int = 3) -> Iterator[Item]:
     """Produce items in a thread, so that reading frames from disk overlaps with computing."""
-    box: queue.Queue[Tensor | BaseException] = queue.Queue(depth)
+    box: queue.Queue[Item | BaseException] = queue.Queue(depth)
     stop = threading.Event()
 
     def work() -> None:

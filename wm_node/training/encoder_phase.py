@@ -1,9 +1,11 @@
-"""Phase 1: encoder and dynamics together, from frames, joints and actions; no labels."""
+"""Phase 1: encoder and dynamics together, from frames, joints and actions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,10 @@ from wm_node.training.data import TrainingData, batches, prefetch
 from wm_node.training.dynamics_phase import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
+from wm_node.training.sketch import FrameSketch, half_size, sketch_loss
 
 CONTEXTS = 4  # contexts of each sequence that predictions start from
+SKETCHED = 0.25  # share of a batch's frames that are redrawn from their latents
 
 
 def augment(frames: Tensor, strength: float) -> Tensor:
@@ -51,13 +55,25 @@ def augment(frames: Tensor, strength: float) -> Tensor:
 
 
 class EncoderTraining(nn.Module):
-    """The network with what only this phase needs: an inverse model of the actions."""
+    """The network with what only this phase needs: inverse model of the actions, and sketch."""
 
     def __init__(self, net: WorldModelNet) -> None:
         super().__init__()
         dims = net.dims
         self.net = net
         self.inverse = mlp(2 * net.config.latent, 256, dims.ticks * dims.action)
+        self.sketch = FrameSketch(dims, net.config)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows, their frames, and which of these are redrawn against which other frames."""
+
+    starts: Tensor  # (B,)
+    frames: Tensor  # (B, L, cameras, H, W, 3) uint8
+    sketched: Tensor  # (K,) of the flattened B * L
+    reference: Tensor  # (K, cameras, H, W, 3) uint8, of the same episodes
+    mask: Tensor  # (K, cameras): 0 where the reference is missing
 
 
 def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, seed: int) -> Phase:
@@ -79,16 +95,25 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
     valid = (future_index < length).float()
     future_index = future_index.clamp_max(length - 1)
 
-    def make_batches(first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        def read() -> Iterator[tuple[Tensor, Tensor]]:
-            for picked in batches(starts, recipe.encoder_batch, seed, first_step):
+    def make_batches(first_step: int) -> Iterator[_Batch]:
+        def read() -> Iterator[_Batch]:
+            drawn = batches(starts, recipe.encoder_batch, seed, first_step)
+            for step, picked in enumerate(drawn, first_step):
                 at = torch.from_numpy(picked).to(data.device)
-                yield at, data.frames(data.frame_ticks(at, length))
+                ticks = data.frame_ticks(at, length)
+                random = np.random.default_rng([seed, step, 1])
+                count = round(SKETCHED * ticks.numel()) if recipe.sketch_weight > 0.0 else 0
+                index = random.permutation(ticks.numel())[:count]
+                sketched = torch.from_numpy(index).to(data.device)
+                others = data.same_episode(ticks.flatten()[sketched], random)
+                yield _Batch(
+                    at, data.frames(ticks), sketched, data.frames(others), data.mask[others]
+                )
 
-        return read() if data.in_memory else prefetch(read())  # type: ignore[arg-type,return-value]
+        return read() if data.in_memory else prefetch(read())
 
-    def losses(batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
-        at, frames = batch
+    def losses(batch: _Batch, step: int) -> Mapping[str, Tensor]:
+        at, frames = batch.starts, batch.frames
         size = len(at)
         ticks = data.frame_ticks(at, length)
         seen = frames.flatten(0, 1)
@@ -125,6 +150,16 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             result["inverse"] = (
                 recipe.inverse_weight * ((module.inverse(pairs) - wanted) ** 2).mean()
             )
+        if recipe.sketch_weight > 0.0:
+            picked = batch.sketched
+            reference, wanted = half_size(batch.reference), half_size(frames.flatten(0, 1)[picked])
+            sketch = module.sketch(
+                latents.flatten(0, 1)[picked],
+                net.normalise("joints", joints.flatten(0, 1)[picked]),
+                reference,
+            )
+            shown = batch.mask * data.mask[ticks].flatten(0, 1)[picked]
+            result["sketch"] = recipe.sketch_weight * sketch_loss(sketch, wanted, reference, shown)
         if recipe.reconstruction_weight > 0.0:
             first, last = 0, int(torch.randint(1, length, ()))
             few = slice(0, max(1, size // 3))

@@ -33,6 +33,8 @@ class Recipe:
     label_weight: float = 0.0
     """Weight of reading the labels from the latent, with gradient into the encoder; 0: the encoder
     learns from video, joints and actions alone."""
+    sketch_weight: float = 30.0
+    """Weight of redrawing frames from the latent and another frame of the episode."""
     reconstruction_weight: float = 0.0
     """Weight of redrawing frames through the decoder, with gradient into the encoder."""
     # Phase 2: dynamics and heads on latents that are computed once.
