@@ -23,7 +23,7 @@ class Recipe:
     encoder_length: int = 12
     """Model steps of a sequence."""
     encoder_rate: float = 1e-3
-    augmentation: float = 1.0
+    augmentation: float = 0.5
     """Strength of the random colours that every frame is seen in."""
     sigreg_weight: float = 0.1
     inverse_weight: float = 0.1
@@ -33,7 +33,7 @@ class Recipe:
     label_weight: float = 0.0
     """Weight of reading the labels from the latent, with gradient into the encoder; 0: the encoder
     learns from video, joints and actions alone."""
-    sketch_weight: float = 30.0
+    sketch_weight: float = 100.0
     """Weight of redrawing frames from the latent and another frame of the episode."""
     reconstruction_weight: float = 0.0
     """Weight of redrawing frames through the decoder, with gradient into the encoder."""
