@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # torch is imported by the tests that need it
+    from wm_node.bundle import Bundle
+    from wm_node.profile import RobotProfile
 
 # MuJoCo renders without a display; it reads this at its import.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -17,3 +25,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("verify", max_examples=2000, deadline=None)
 if os.environ.get("WM_VERIFY"):
     settings.load_profile("verify")
+
+
+@pytest.fixture(scope="session")
+def random_bundle_of() -> Callable[[RobotProfile, Path], Bundle]:
+    """Writes a small model whose outcomes depend on frames and actions, at random."""
+
+    def write(profile: RobotProfile, path: Path) -> Bundle:
+        from wm_node.model.config import ModelConfig
+        from wm_node.model.export import untrained_bundle
+
+        small = ModelConfig(
+            latent=32,
+            encoder_channels=(8, 8, 8),
+            encoder_hidden=32,
+            width=32,
+            layers=1,
+            heads=2,
+            head_hidden=16,
+            value_hidden=16,
+            ensemble=2,
+            ensemble_dim=8,
+            decoder_channels=(8, 8, 8, 8),
+        )
+        return untrained_bundle(profile, path, config=small, spread=0.2)
+
+    return write

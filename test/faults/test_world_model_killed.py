@@ -11,47 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 
-from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.export import export_bundle
-from wm_node.model.world import WorldModelNet
+from wm_node.bundle import Bundle
 from wm_node.nodes.lifecycle import bring_up
-from wm_node.profile import load_profile, parse_profile
+from wm_node.profile import RobotProfile, load_profile, parse_profile
 
 ONSET_S = 0.100
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
+def files(
+    tmp_path: Path, random_bundle_of: Callable[[RobotProfile, Path], Bundle]
+) -> tuple[Path, Path]:
     """A bundle of random weights, and a profile that takes no foreseen risk for too high."""
     data = load_profile("tabletop").dump()
     data["safety"]["risk_threshold"] = dict.fromkeys(data["safety"]["risk_threshold"], 1.0)
     profile_file = tmp_path / "reckless.yaml"
     profile_file.write_text(yaml.safe_dump(data), encoding="utf-8")
     profile = parse_profile(data, "test")
-    small = ModelConfig(
-        latent=32,
-        encoder_channels=(8, 8, 8),
-        encoder_hidden=32,
-        width=32,
-        layers=1,
-        heads=2,
-        head_hidden=16,
-        value_hidden=16,
-        ensemble=2,
-        ensemble_dim=8,
-        decoder_channels=(8, 8, 8, 8),
-    )
-    torch.manual_seed(0)
-    net = WorldModelNet(Dims.of(profile), small)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return export_bundle(net, profile, tmp_path / "bundle", {}).path, profile_file
+    return random_bundle_of(profile, tmp_path / "bundle").path, profile_file
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What tests of the world model's process share: a random model and a robot that publishes."""
+"""What tests of the world model's process share: a small random model and a publishing robot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -21,9 +20,6 @@ from std_msgs.msg import Header
 
 from wm_node.bundle import Bundle
 from wm_node.cli.processes import private_domain
-from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.export import export_bundle
-from wm_node.model.world import WorldModelNet
 from wm_node.nodes.common import (
     HEARTBEAT_QOS,
     RELIABLE_QOS,
@@ -146,38 +142,13 @@ class Robot:
         self.node.destroy_node()
 
 
-def _random_bundle(profile: RobotProfile, path: Path) -> Bundle:
-    small = ModelConfig(
-        latent=32,
-        encoder_channels=(8, 8, 8),
-        encoder_hidden=32,
-        width=32,
-        layers=1,
-        heads=2,
-        head_hidden=16,
-        value_hidden=16,
-        ensemble=2,
-        ensemble_dim=8,
-        decoder_channels=(8, 8, 8, 8),
-    )
-    torch.manual_seed(0)
-    net = WorldModelNet(Dims.of(profile), small)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return export_bundle(net, profile, path, {})
-
-
 @pytest.fixture(scope="session")
-def random_bundle_of() -> Callable[[RobotProfile, Path], Bundle]:
-    """Writes a small model whose outcomes depend on frames and actions, at random."""
-    return _random_bundle
-
-
-@pytest.fixture(scope="session")
-def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Such a model for the table-top robot."""
-    return _random_bundle(load_profile("tabletop"), tmp_path_factory.mktemp("bundle") / "b")
+def random_bundle(
+    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
+    """A small random model for the table-top robot."""
+    return random_bundle_of(load_profile("tabletop"), tmp_path_factory.mktemp("bundle") / "b")
 
 
 @pytest.fixture(scope="session")
