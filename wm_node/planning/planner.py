@@ -175,8 +175,7 @@ class MpcPlanner:
         """
         weights = weights or Weights.of(self.profile)
         lean = weights.uncertainty == 0.0 and (weights.value == 0.0 or goal.latent is None)
-        config, size = self.config, self._half.size
-        knots = self._basis.shape[1]
+        config, knots = self.config, self._basis.shape[1]
         brake = brake_actions(self.profile, committed[-1]).astype(np.float64)
         seeds, names = [brake], ["brake"]
         shifted = self.shifted(context.stamp_ns)
@@ -191,7 +190,7 @@ class MpcPlanner:
             names.append("constant")
 
         start = shifted if shifted is not None else brake
-        mean = self._fit @ start  # (knots, A)
+        mean = self.knots(start)
         sigma = np.repeat((config.sigma * self._half)[None], knots, 0)
         elites = max(2, round(config.elite_share * config.candidates))
         best: tuple[float, NDArray[np.float64], str] | None = None
@@ -199,9 +198,7 @@ class MpcPlanner:
         extra, labels = np.stack(seeds), names
         for _ in range(config.iterations):
             count = config.candidates - len(extra)
-            noise = self._correlated_noise(count, knots, size)
-            samples = np.einsum("tk,nka->nta", self._basis, mean + noise * sigma)
-            actions = np.concatenate([extra, np.clip(samples, self._low, self._high)])
+            actions = np.concatenate([extra, self.sample(mean, sigma, count)])
             origin = [*labels, *["samples"] * count]
             applied = delayed(actions, committed, delay_s, self.profile.model.tick_s)
             outcomes = model.rollout(context, applied, goal.latent, lean)
@@ -232,6 +229,28 @@ class MpcPlanner:
         self._previous = (context.stamp_ns, winner.actions.astype(np.float64))
         # Whole outcomes of the winner alone: what the search left out, and in memory of their own.
         return replace(winner, outcomes=model.rollout(context, winner.applied[None], goal.latent))
+
+    def knots(self, actions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the knots (knots, A) of the spline nearest to actions (T, A)."""
+        nearest: NDArray[np.float64] = self._fit @ actions
+        return nearest
+
+    def sample(
+        self, mean: NDArray[np.float64], sigma: NDArray[np.float64], count: int
+    ) -> NDArray[np.float64]:
+        """Draw candidates around a spline, with noise that is correlated in time.
+
+        Args:
+            mean: (knots, A) of the spline.
+            sigma: (knots, A) deviations, in the action's units.
+            count: how many.
+
+        Returns:
+            (count, T, A) within the action's limits.
+        """
+        noise = self._correlated_noise(count, *mean.shape)
+        samples = np.einsum("tk,nka->nta", self._basis, mean + noise * sigma)
+        return np.clip(samples, self._low, self._high)
 
     def _correlated_noise(self, count: int, knots: int, size: int) -> NDArray[np.float64]:
         """Unit-variance AR(1) noise along the knots (count, knots, A)."""
