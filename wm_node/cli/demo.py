@@ -6,34 +6,27 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from wm_node.bundle import Bundle, load_bundle
+from wm_node.cli.node_run import log_folder, observers, progress_bar, running, with_reasons
 from wm_node.cli.processes import (
-    ProcessGroup,
     interrupts_on_termination,
     node_command,
-    node_environment,
-    own_environment,
     prepare_output,
-    private_domain,
     require,
     ros_arguments,
-    with_reason,
     write_profile,
 )
 from wm_node.errors import WmError
 from wm_node.resources import resource
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
-    from wm_node.nodes.demo_driver import DemoDriver
-    from wm_node.nodes.demo_driver import Progress as Present
+    from wm_node.nodes.demo_driver import DemoDriver, Progress
     from wm_node.reporting.summary import Episode
 
 START_S, PER_EPISODE_S = 90.0, 30.0
@@ -106,78 +99,57 @@ def _drive(
     args: argparse.Namespace, bundle: Bundle, out: Path, limit_s: float, console: Console
 ) -> tuple[list[Episode], dict[str, dict[str, str]]]:
     """Start the processes, run the episodes, stop the processes, whatever happens."""
-    log_dir = out / "log"
     deadline = time.monotonic() + limit_s
-    with private_domain() as domain:
-        environment = node_environment(domain, log_dir)
-        with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
-            _start(args, bundle, out, processes)
-            console.print(
-                f"started {', '.join(processes.pids)} in ROS domain {domain}; "
-                "the robot is simulated",
-                soft_wrap=True,
-            )
+    commands = _commands(args, bundle, out)
+    with running(commands, out, console, "the robot is simulated") as processes:
 
-            def watch() -> None:
-                processes.check()
-                if time.monotonic() > deadline:
-                    raise WmError(
-                        f"the run took longer than {limit_s:g} s; see the logs in {log_dir}, or "
-                        "give more time with --timeout."
-                    )
+        def watch() -> None:
+            processes.check()
+            if time.monotonic() > deadline:
+                raise WmError(
+                    f"the run took longer than {limit_s:g} s; see the logs in {log_folder(out)}, "
+                    "or give more time with --timeout."
+                )
 
-            from wm_node.nodes.demo_driver import DemoDriver
+        from wm_node.nodes.demo_driver import DemoDriver
 
-            with DemoDriver(bundle.profile, args.goal, watch) as driver:
-                try:
-                    driver.bring_up()
-                except WmError as error:
-                    raise with_reason(error, processes) from error
-                episodes = _episodes(driver, args.episodes, console)
-                driver.take_down()
-                values = driver.values
-    return episodes, values
+        with DemoDriver(args.goal, watch) as driver:
+            with with_reasons(processes):
+                driver.bring_up()
+            episodes = _episodes(driver, args.episodes, console)
+            driver.take_down()
+            return episodes, driver.values
 
 
-def _start(args: argparse.Namespace, bundle: Bundle, out: Path, processes: ProcessGroup) -> None:
-    config = {
-        name: str(resource(f"config/{name}.yaml"))
-        for name in ("world_model", "mpc_planner", "safety_gate", "flight_recorder")
-    }
-    robot = out / "log" / "robot.yaml"
+def _commands(args: argparse.Namespace, bundle: Bundle, out: Path) -> dict[str, list[str]]:
+    robot = log_folder(out) / "robot.yaml"
     write_profile(robot, bundle.profile)
-    common = {"robot": str(robot), "bundle": str(bundle.path)}
-    processes.start(
-        "sim_robot",
-        node_command("sim_robot", ros_arguments({"robot": str(robot), "seed": args.seed})),
-    )
-    processes.start(
-        "safety_gate",
-        node_command("safety_gate", ros_arguments({"robot": str(robot)}, config["safety_gate"])),
-    )
-    processes.start(
-        "flight_recorder",
-        node_command(
-            "flight_recorder",
-            ros_arguments(common | {"bag_path": str(out / "bag")}, config["flight_recorder"]),
-        ),
-    )
-    processes.start(
-        "world_model",
-        node_command(
-            "world_model",
-            ros_arguments(
-                common | {"backend": args.backend}, config["world_model"], config["mpc_planner"]
-            ),
-        ),
-    )
+    simulator = ros_arguments({"robot": str(robot), "seed": args.seed})
+    gate = ros_arguments({"robot": str(robot)}, str(resource("config/safety_gate.yaml")))
+    return {
+        "sim_robot": node_command("sim_robot", simulator),
+        "safety_gate": node_command("safety_gate", gate),
+        **observers(robot, bundle, args.backend, out),
+    }
 
 
 def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]:
     done: list[Episode] = []
-    with _display(console, count) as show:
+    columns = (
+        TextColumn("episodes"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[present]}"),
+    )
+    with progress_bar(console, columns, count, present="") as update:
+
+        def show(present: Progress) -> None:
+            text = f"{100 * present.distance:4.1f} cm to target, gate {present.gate}"
+            update(completed=len(done), present=text)
+
         for number in range(1, count + 1):
-            episode = driver.run_episode(number, lambda present: show(len(done), present))
+            episode = driver.run_episode(number, show)
             done.append(episode)
             console.print(
                 f"episode {number:>2}/{count}  {episode.outcome:<12}  seed {episode.seed:<6} "
@@ -186,29 +158,6 @@ def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]
                 soft_wrap=True,
             )
     return done
-
-
-@contextmanager
-def _display(console: Console, count: int) -> Iterator[Callable[[int, Present], None]]:
-    """Show the present state on a terminal; elsewhere only the line of each episode appears."""
-    if not console.is_terminal:
-        yield lambda done, present: None
-        return
-    columns = (
-        TextColumn("episodes"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[present]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=count, present="")
-
-        def show(done: int, present: Present) -> None:
-            text = f"{100 * present.distance:4.1f} cm to target, gate {present.gate}"
-            progress.update(task, completed=done, present=text)
-
-        yield show
 
 
 def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:

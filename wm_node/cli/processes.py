@@ -293,15 +293,6 @@ class ProcessGroup:
         return False
 
 
-def with_reason(error: WmError, processes: ProcessGroup) -> WmError:
-    """Add to an error what the node that refused wrote into its log."""
-    for name in processes.pids:
-        fault = processes.fault(name)
-        if fault is not None:
-            return WmError(f"{error} It says: {fault}")
-    return error
-
-
 def _die_with_parent(parent: int) -> Callable[[], None]:
     libc = ctypes.CDLL(None, use_errno=True)
 

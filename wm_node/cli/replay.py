@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from wm_node.bundle import Bundle, load_bundle
+from wm_node.cli.node_run import log_folder, observers, progress_bar, running, with_reasons
 from wm_node.cli.processes import (
-    ProcessGroup,
     interrupts_on_termination,
-    node_command,
-    node_environment,
-    own_environment,
     prepare_output,
-    private_domain,
     require,
-    ros_arguments,
-    with_reason,
     write_profile,
 )
 from wm_node.data.bags import Bag, BagError, find_bags
 from wm_node.errors import WmError
 from wm_node.profile import Camera, RobotProfile, load_profile
-from wm_node.resources import resource
 
 IMAGE_TRANSPORTS = {
     "sensor_msgs/msg/Image": "raw",
@@ -183,37 +175,38 @@ def _drive(
     console: Console,
 ) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """Start the nodes, play, stop the nodes, whatever happens."""
-    log_dir = out / "log"
     messages = bag.messages(list(topics))
     try:
         first = next(messages)
     except StopIteration as error:
         raise BagError("it holds no message of the robot's topics") from error
     end_ns = first[1] + round(args.seconds * NS) if args.seconds else None
-    with private_domain() as domain:
-        environment = node_environment(domain, log_dir)
-        with own_environment(environment), ProcessGroup(environment, log_dir) as processes:
-            _start(args, bundle, profile, out, processes)
-            console.print(
-                f"started {', '.join(processes.pids)} in ROS domain {domain}; shadow mode: nothing "
-                "is commanded",
-                soft_wrap=True,
-            )
-            from wm_node.nodes.bag_player import BagPlayer
+    robot = log_folder(out) / "robot.yaml"
+    write_profile(robot, profile)
+    commands = observers(robot, bundle, args.backend, out, recorded=True)
+    with running(commands, out, console, "shadow mode: nothing is commanded") as processes:
+        from wm_node.nodes.bag_player import BagPlayer
 
-            with BagPlayer(topics, first[1], processes.check) as player:
-                try:
-                    player.bring_up([profile.cameras[0].topic, profile.joints.topic])
-                except WmError as error:
-                    raise with_reason(error, processes) from error
-                with _display(console, _seconds(bag, args.seconds)) as show:
-                    player.play(
-                        _until(first, messages, end_ns),
-                        args.rate,
-                        lambda now_ns: show((now_ns - first[1]) / NS),
-                    )
-                player.take_down()
-                return player.played, player.values
+        with BagPlayer(topics, first[1], processes.check) as player:
+            with with_reasons(processes):
+                player.bring_up([profile.cameras[0].topic, profile.joints.topic])
+            columns = (
+                TextColumn("playing"),
+                BarColumn(bar_width=40),
+                TextColumn("{task.completed:.1f} of {task.total:.1f} s"),
+                TimeElapsedColumn(),
+            )
+            seconds = _seconds(bag, args.seconds)
+            if not console.is_terminal:
+                console.print(f"playing {seconds:.1f} s of the recording")
+            with progress_bar(console, columns, seconds) as update:
+                player.play(
+                    _until(first, messages, end_ns),
+                    args.rate,
+                    lambda now_ns: update(completed=(now_ns - first[1]) / NS),
+                )
+            player.take_down()
+            return player.played, player.values
 
 
 def _until(
@@ -229,46 +222,6 @@ def _until(
 def _seconds(bag: Bag, limit: float | None) -> float:
     whole = bag.duration_s
     return whole if limit is None else min(limit, whole)
-
-
-def _start(
-    args: argparse.Namespace,
-    bundle: Bundle,
-    profile: RobotProfile,
-    out: Path,
-    processes: ProcessGroup,
-) -> None:
-    robot = out / "log" / "robot.yaml"
-    write_profile(robot, profile)
-    common = {"robot": str(robot), "bundle": str(bundle.path), "use_sim_time": True}
-    recorder = ros_arguments(
-        common | {"bag_path": str(out / "bag")}, str(resource("config/flight_recorder.yaml"))
-    )
-    model = ros_arguments(
-        common | {"backend": args.backend, "shadow": True},
-        str(resource("config/world_model.yaml")),
-        str(resource("config/mpc_planner.yaml")),
-    )
-    processes.start("flight_recorder", node_command("flight_recorder", recorder))
-    processes.start("world_model", node_command("world_model", model))
-
-
-@contextmanager
-def _display(console: Console, seconds: float) -> Iterator[Callable[[float], None]]:
-    """Show how far the recording is, on a terminal only."""
-    if not console.is_terminal:
-        console.print(f"playing {seconds:.1f} s of the recording")
-        yield lambda at: None
-        return
-    columns = (
-        TextColumn("playing"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.completed:.1f} of {task.total:.1f} s"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=seconds)
-        yield lambda at: progress.update(task, completed=at)
 
 
 def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:

@@ -11,15 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
 from wm_node.nodes.common import RELIABLE_QOS, message_class, set_stamp, steady_clock
-from wm_node.nodes.lifecycle import Caller
+from wm_node.nodes.conductor import Conductor
 
 NODES = ("flight_recorder", "world_model", "mpc_planner")
 STOP_ORDER = ("mpc_planner", "world_model", "flight_recorder")
@@ -31,7 +27,6 @@ CLOCK_PERIOD_NS = 5_000_000
 NAP_S = 0.005
 LOOK_S = 0.2
 DISCOVERY_S = 30.0
-DIAGNOSTICS_S = 2.5  # two periods of the nodes' diagnostics, and a little
 
 
 def _is_heard(publisher: Any) -> bool:
@@ -39,8 +34,8 @@ def _is_heard(publisher: Any) -> bool:
     return int(publisher.get_subscription_count()) >= 2
 
 
-class BagPlayer:
-    """Context manager around one rclpy node; use it after the node processes were started.
+class BagPlayer(Conductor):
+    """Plays to the recorder and the world model with its planner, and drives their lifecycle.
 
     Args:
         topics: message type by topic, of everything that will be played.
@@ -49,9 +44,7 @@ class BagPlayer:
     """
 
     def __init__(self, topics: Mapping[str, str], start_ns: int, watch: Callable[[], None]) -> None:
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._node = Node("wm_replay")
-        self._caller = Caller(self._node, watch)
+        super().__init__("wm_replay", watch)
         self._watch = watch
         self._clock = self._node.create_publisher(Clock, "/clock", CLOCK_QOS)
         self._clock_ns = start_ns
@@ -61,26 +54,8 @@ class BagPlayer:
             for topic, kind in topics.items()
         }
         self.played = dict.fromkeys(topics, 0)
-        self.values: dict[str, dict[str, str]] = {}
-        self._node.create_subscription(
-            DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE_QOS
-        )
         # Until the recording starts, its clock stands at its beginning.
         self._node.create_timer(0.1, self._repeat_clock, clock=steady_clock())
-
-    def __enter__(self) -> BagPlayer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._caller.close()
-        self._node.destroy_node()
-        rclpy.try_shutdown()
-
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            node = str(status.name).partition(":")[0]
-            values = self.values.setdefault(node, {})
-            values.update({str(pair.key): str(pair.value) for pair in status.values})
 
     def _repeat_clock(self) -> None:
         self._sent_ns = 0
@@ -97,8 +72,7 @@ class BagPlayer:
     def bring_up(self, needed: Iterable[str]) -> None:
         """Configure and activate the nodes, and wait until both listen to the needed topics."""
         for transition in ("configure", "activate"):
-            for name in NODES:
-                self._caller.change(name, transition)
+            self._change(NODES, transition)
         for topic in needed:
             publisher = self._publishers[topic]
             self._caller.spin_until(
@@ -143,6 +117,5 @@ class BagPlayer:
 
     def take_down(self) -> None:
         """Let the nodes finish what they have, hear their last figures, deactivate them."""
-        self._caller.spin_for(DIAGNOSTICS_S)
-        for name in STOP_ORDER:
-            self._caller.change(name, "deactivate")
+        self._hear_last_figures()
+        self._change(STOP_ORDER, "deactivate")

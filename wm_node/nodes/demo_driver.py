@@ -12,19 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Bool, Header
 from std_srvs.srv import Trigger
 
 from wm_node.errors import WmError
-from wm_node.nodes.common import HEARTBEAT_QOS, LATCHED_QOS, RELIABLE_QOS, SENSOR_QOS, stamp_to_ns
-from wm_node.nodes.lifecycle import Caller
-from wm_node.profile import RobotProfile
+from wm_node.nodes.common import HEARTBEAT_QOS, LATCHED_QOS, SENSOR_QOS, stamp_to_ns
+from wm_node.nodes.conductor import Conductor
 from wm_node.reporting.summary import Episode
 from wm_node.sim.task import TICK_S, ScoreKeeper, Task
 
@@ -36,7 +32,6 @@ DEACTIVATE_ORDER = ("mpc_planner", "safety_gate", "sim_robot", "world_model", "f
 
 READY_S = 15.0  # for the planner's context to fill after a reset
 EPISODE_MARGIN_S = 10.0  # beyond the 6 s that an episode takes, before the ground truth is missed
-DIAGNOSTICS_S = 2.5  # two periods of the nodes' diagnostics, and a little
 
 
 @dataclass(frozen=True)
@@ -47,22 +42,17 @@ class Progress:
     gate: str
 
 
-class DemoDriver:
-    """Context manager around one rclpy node; use it after the node processes were started.
+class DemoDriver(Conductor):
+    """Drives all nodes of the demo through their lifecycle and through episodes.
 
     Args:
-        profile: the robot.
         goal: ``state`` (target as numbers) or ``image`` (target as a picture of the goal).
         watch: called while waiting; raises WmError when a process has died or time is up.
     """
 
-    def __init__(self, profile: RobotProfile, goal: str, watch: Callable[[], None]) -> None:
-        # Signals stay with Python, which turns Ctrl-C into an exception that cleans up.
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._profile = profile
+    def __init__(self, goal: str, watch: Callable[[], None]) -> None:
+        super().__init__("wm_demo", watch)
         self._goal_kind = goal
-        self._node = Node("wm_demo")
-        self._caller = Caller(self._node, watch)
         self._keeper: ScoreKeeper | None = None
         self._next_tick_ns = 0
         self._mug: tuple[float, float] | None = None
@@ -71,22 +61,12 @@ class DemoDriver:
         self._seen_events = {"fell": False, "zone": False}
         self._planner_reason = ""
         self._gate = ""
-        self.values: dict[str, dict[str, str]] = {}
         subscribe = self._subscribe
         subscribe(PoseStamped, "sim_robot/mug_pose", self._on_mug, SENSOR_QOS)
         for name in self._events:
             subscribe(Bool, f"events/{name}", self._event_handler(name), SENSOR_QOS)
         subscribe(Header, "mpc_planner/heartbeat", self._on_heartbeat, HEARTBEAT_QOS)
         subscribe(DiagnosticStatus, "safety_gate/status", self._on_gate, LATCHED_QOS)
-        subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE_QOS)
-
-    def __enter__(self) -> DemoDriver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._caller.close()
-        self._node.destroy_node()
-        rclpy.try_shutdown()
 
     def _subscribe(
         self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile
@@ -119,27 +99,18 @@ class DemoDriver:
     def _on_gate(self, message: DiagnosticStatus) -> None:
         self._gate = str(message.message)
 
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            node = str(status.name).partition(":")[0]
-            values = self.values.setdefault(node, {})
-            values.update({str(pair.key): str(pair.value) for pair in status.values})
-
     # ------------------------------------------------------------------ what is done
 
     def bring_up(self) -> None:
         """Configure and activate all nodes (WmError: one refused or did not answer)."""
-        for name in CONFIGURE_ORDER:
-            self._caller.change(name, "configure")
-        for name in ACTIVATE_ORDER:
-            self._caller.change(name, "activate")
+        self._change(CONFIGURE_ORDER, "configure")
+        self._change(ACTIVATE_ORDER, "activate")
 
     def take_down(self) -> None:
         """Deactivate all nodes, letting each say its last figures before the recorder stops."""
-        for name in DEACTIVATE_ORDER[:-1]:
-            self._caller.change(name, "deactivate")
-        self._caller.spin_for(DIAGNOSTICS_S)
-        self._caller.change(DEACTIVATE_ORDER[-1], "deactivate")
+        self._change(DEACTIVATE_ORDER[:-1], "deactivate")
+        self._hear_last_figures()
+        self._change(DEACTIVATE_ORDER[-1:], "deactivate")
 
     def run_episode(self, number: int, show: Callable[[Progress], None]) -> Episode:
         """Reset the scene, give the goal, score until the outcome is decided.

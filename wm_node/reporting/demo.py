@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node import __version__
 from wm_node.bundle import Bundle
 from wm_node.engine import load_engine
 from wm_node.planning.world_model import WorldModel
@@ -23,8 +21,8 @@ from wm_node.reporting.summary import (
     count_of,
     gate_spans,
     interventions,
-    machine,
     percentiles_of,
+    provenance,
     wilson95,
     write_json,
 )
@@ -78,14 +76,7 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
         "control_hz": _control_rate(log, windows),
         "frames_published": count_of(run.values.get("sim_robot", {}), "frames_published"),
         "frames_received": count_of(run.values.get("world_model", {}), "frames_received"),
-        "backend": run.values.get("world_model", {}).get("backend", run.backend),
-        "bundle_sha256": run.bundle.sha256,
-        "bag": str(run.out / "bag"),
-        "report": str(run.out / "report.html"),
-        "wall_s": round(run.wall_s, 2),
-        "wm_node": __version__,
-        "python": sys.version.split()[0],
-        "machine": machine(),
+        **provenance(run.out, run.bundle, run.backend, run.values, run.wall_s),
         "episode_list": [
             asdict(episode) | {"outcome": episode.outcome, "goal": list(episode.goal)}
             for episode in episodes

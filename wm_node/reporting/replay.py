@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from wm_node.profile import RobotProfile
 from wm_node.reporting.hindsight import Moment, StepScores, look_back, score
 from wm_node.reporting.report import ReportData, joint_unit, write_report
 from wm_node.reporting.run_log import NS, RunLog, read_run
-from wm_node.reporting.summary import count_of, machine, number, percentiles_of, write_json
+from wm_node.reporting.summary import count_of, number, percentiles_of, provenance, write_json
 
 MOST_MOMENTS = 240  # bounds the memory for frames
 LEAST_SPACING_S = 0.4
@@ -118,14 +117,7 @@ def _summary(run: ReplayRun, log: RunLog, scores: StepScores | None) -> dict[str
         "encode_ms": percentiles_of(world, "encode_ms"),
         "surprise": number(world, "surprise"),
         "prediction": prediction,
-        "backend": world.get("backend", run.backend),
-        "bundle_sha256": run.bundle.sha256,
-        "bag": str(run.out / "bag"),
-        "report": str(run.out / "report.html"),
-        "wall_s": round(run.wall_s, 2),
-        "wm_node": __version__,
-        "python": sys.version.split()[0],
-        "machine": machine(),
+        **provenance(run.out, run.bundle, run.backend, run.values, run.wall_s),
     }
 
 

@@ -6,12 +6,15 @@ import json
 import math
 import os
 import platform
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wm_node import __version__
+from wm_node.bundle import Bundle
 from wm_node.errors import WmError
 from wm_node.reporting.run_log import NS, RunLog
 from wm_node.safety.reasons import ORDINARY
@@ -143,6 +146,30 @@ def machine() -> str:
         pass  # not Linux: the generic name stays
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores"
+
+
+def provenance(
+    out: Path, bundle: Bundle, backend: str, values: dict[str, dict[str, str]], wall_s: float
+) -> dict[str, Any]:
+    """Return what every ``summary.json`` ends with: the model, the results, time, machine.
+
+    Args:
+        out: folder of the run.
+        bundle: the model.
+        backend: the engine that was asked for; the world model's own word wins.
+        values: last diagnostic values by node.
+        wall_s: duration of the run in s.
+    """
+    return {
+        "backend": values.get("world_model", {}).get("backend", backend),
+        "bundle_sha256": bundle.sha256,
+        "bag": str(out / "bag"),
+        "report": str(out / "report.html"),
+        "wall_s": round(wall_s, 2),
+        "wm_node": __version__,
+        "python": sys.version.split()[0],
+        "machine": machine(),
+    }
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
