@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 PACKAGE = "wm_node"
 ROOT = Path(__file__).parent
 SHARE = f"share/{PACKAGE}"
+X86_LINUX = 'sys_platform == "linux" and platform_machine == "x86_64"'
 SKIPPED = ("__pycache__", ".git")
 
 
@@ -34,6 +35,14 @@ EXTRAS = {
         "onnxscript>=0.3",
         "tensorboard>=2.18",
         "scikit-image>=0.24",
+    ],
+    # Engines for NVIDIA GPUs, built ahead of time without one (Linux on x86-64). A Jetson has its own
+    # TensorRT and needs of these only onnx, and the cuda-bindings of its CUDA version.
+    "tensorrt": [
+        "onnx>=1.17",
+        f"tensorrt-rtx-cu13-bindings>=1.7 ; {X86_LINUX}",
+        f"tensorrt-rtx-cu13-libs>=1.7 ; {X86_LINUX}",
+        f"cuda-bindings>=13.0 ; {X86_LINUX}",
     ],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "test": ["pytest", "pytest-timeout", "hypothesis"],
