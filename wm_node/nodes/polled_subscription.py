@@ -1,7 +1,6 @@
-"""A raw subscription that is emptied at intervals instead of waking the executor for each message.
+"""The recorder's polled subscription: bytes, as they come, and a count of what never came.
 
-The executor of rclpy rebuilds its wait set for every message, which costs more than half a
-millisecond. A recorder does not need a message the moment it arrives: DDS notes when that was.
+A recorder does not need a message the moment it arrives: DDS notes when that was.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from wm_node.nodes.polling import NeverReady
+from wm_node.nodes.polling import Polled
 
 # Serialised message; its info: source_timestamp and received_timestamp in ns, and more.
 Take = Callable[[bytes, dict[str, Any]], None]
@@ -42,7 +41,7 @@ class GapCounter:
         return missing
 
 
-class PolledSubscription:
+class PolledSubscription(Polled):
     """Gathers the messages of one topic, at most ``qos.depth`` of them, until :meth:`poll`."""
 
     def __init__(
@@ -66,37 +65,19 @@ class PolledSubscription:
             gaps: of the topic; outlives the subscription where another takes its place.
             lost: called with the number of messages that were published and never came.
         """
-        self._node = node
-        self._take = take
+        quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+        super().__init__(node, kind, topic, take, qos, raw=True, event_callbacks=quiet)
+        self._most = 2 * qos.depth  # more may come while these are handed over
         self._gaps = gaps
         self._lost = lost
-        self._limit = 2 * qos.depth
-        self._group = NeverReady()  # the node holds groups weakly
-        self._subscription = node.create_subscription(
-            kind,
-            topic,
-            take,
-            qos,
-            raw=True,
-            callback_group=self._group,
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
-        )
 
-    def poll(self) -> None:
-        """Hand over what has gathered."""
-        subscription = self._subscription
-        with subscription.handle:
-            for _ in range(self._limit):
-                taken = subscription.handle.take_message(subscription.msg_type, True)
-                if taken is None:
-                    return
-                data, info = taken
-                number = info.get("publication_sequence_number")
-                if number is not None and (missing := self._gaps.see(int(number))):
-                    self._lost(missing)
-                self._take(data, info)
+    def _deliver(self, message: bytes, info: dict[str, Any]) -> None:
+        number = info.get("publication_sequence_number")
+        if number is not None and (missing := self._gaps.see(int(number))):
+            self._lost(missing)
+        self._callback(message, info)
 
     def destroy(self) -> None:
         """Hand over what has gathered and unsubscribe."""
         self.poll()
-        self._node.destroy_subscription(self._subscription)
+        super().destroy()

@@ -43,7 +43,7 @@ class Polled:
         node: Node,
         kind: type,
         topic: str,
-        callback: Callable[[Any], None],
+        callback: Callable[..., None],
         qos: QoSProfile,
         **options: Any,
     ) -> None:
@@ -64,7 +64,11 @@ class Polled:
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
             if taken is None:
                 return
-            self._callback(taken[0])
+            self._deliver(*taken)
+
+    def _deliver(self, message: Any, info: dict[str, Any]) -> None:
+        """Hand over one message; ``info`` has its time stamps in ns and its number."""
+        self._callback(message)
 
     def destroy(self) -> None:
         """Drop the subscription."""
