@@ -254,7 +254,7 @@ class Mix:
 
 
 BEHAVIOURS = ("wander", "aimed", "edge", "zone")
-DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.45, "edge": 0.17, "zone": 0.13})
+DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})
 
 
 def make_behaviour(name: str) -> Behaviour:

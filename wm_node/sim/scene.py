@@ -86,16 +86,49 @@ def _feet() -> str:
     )
 
 
-def scene_xml(width: int, height: int) -> str:
+def mug_xml(name: str, inside: str = "", collides: str = "") -> str:
+    """Return the MJCF text of a free mug called ``name``, its handle along its own x axis.
+
+    ``inside`` is added to its body; ``collides`` to the attributes of its walls and handle.
+    """
+    body_z = (MUG_HEIGHT + 0.002) / 2
+    body_half = (MUG_HEIGHT - 0.002) / 2
+    handle_x = MUG_RADIUS + 0.024
+    return f"""<body name="{name}">
+      <freejoint name="{name}"/>
+      <inertial pos="0 0 {MUG_HEIGHT * 0.45}" mass="{MUG_MASS}"
+        diaginertia="{MUG_MASS * 0.0016:.7f} {MUG_MASS * 0.0016:.7f} {MUG_MASS * 0.0013:.7f}"/>
+      <geom name="{name}_body" class="mug" type="cylinder" size="{MUG_RADIUS} {body_half}"
+        pos="0 0 {body_z}" rgba="0.9 0.9 0.9 1" {collides}/>
+      <geom name="{name}_inside" class="picture" type="cylinder" size="{MUG_RADIUS - 0.006} 0.0005"
+        pos="0 0 {MUG_HEIGHT}" rgba="0.15 0.12 0.10 1"/>
+      <geom name="{name}_handle_top" class="mug" type="capsule" size="0.007" {collides}
+        fromto="{MUG_RADIUS - 0.002} 0 0.074 {handle_x} 0 0.070" rgba="0.9 0.9 0.9 1"/>
+      <geom name="{name}_handle_side" class="mug" type="capsule" size="0.007" {collides}
+        fromto="{handle_x} 0 0.070 {handle_x} 0 0.032" rgba="0.9 0.9 0.9 1"/>
+      <geom name="{name}_handle_low" class="mug" type="capsule" size="0.007" {collides}
+        fromto="{handle_x} 0 0.032 {MUG_RADIUS - 0.002} 0 0.026" rgba="0.9 0.9 0.9 1"/>
+      {inside}
+      {_feet()}
+    </body>"""
+
+
+@dataclass(frozen=True)
+class SceneParts:
+    """MJCF text that is added to the scene, behind everything else of its kind."""
+
+    assets: str = ""
+    bodies: str = ""
+
+
+def scene_xml(width: int, height: int, parts: SceneParts | None = None) -> str:
     """Return the MJCF text of the scene with an off-screen buffer of ``width`` x ``height``."""
+    parts = parts or SceneParts()
     table, zone = TABLE_BOUNDS, ZONE_BOUNDS
     table_cx, table_cy = (table.x_min + table.x_max) / 2, (table.y_min + table.y_max) / 2
     table_hx, table_hy = (table.x_max - table.x_min) / 2, (table.y_max - table.y_min) / 2
     zone_cx, zone_cy = (zone.x_min + zone.x_max) / 2, (zone.y_min + zone.y_max) / 2
     zone_hx, zone_hy = (zone.x_max - zone.x_min) / 2, (zone.y_max - zone.y_min) / 2
-    body_z = (MUG_HEIGHT + 0.002) / 2
-    body_half = (MUG_HEIGHT - 0.002) / 2
-    handle_x = MUG_RADIUS + 0.024
     column_half = (TABLE_HEIGHT + SHOULDER_HEIGHT - 0.04) / 2
     leg_hz = (TABLE_HEIGHT - TABLE_THICKNESS) / 2
     legs = "\n".join(
@@ -117,6 +150,7 @@ def scene_xml(width: int, height: int) -> str:
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="flat" rgb1="0.55 0.62 0.68" width="16" height="96"/>
+    {parts.assets}
   </asset>
   <default>
     <geom contype="0" conaffinity="0" condim="3" solref="0.006 1"/>
@@ -175,22 +209,8 @@ def scene_xml(width: int, height: int) -> str:
       </body>
     </body>
 
-    <body name="mug">
-      <freejoint name="mug"/>
-      <inertial pos="0 0 {MUG_HEIGHT * 0.45}" mass="{MUG_MASS}"
-        diaginertia="{MUG_MASS * 0.0016:.7f} {MUG_MASS * 0.0016:.7f} {MUG_MASS * 0.0013:.7f}"/>
-      <geom name="mug_body" class="mug" type="cylinder" size="{MUG_RADIUS} {body_half}"
-        pos="0 0 {body_z}" rgba="0.9 0.9 0.9 1"/>
-      <geom name="mug_inside" class="picture" type="cylinder" size="{MUG_RADIUS - 0.006} 0.0005"
-        pos="0 0 {MUG_HEIGHT}" rgba="0.15 0.12 0.10 1"/>
-      <geom name="mug_handle_top" class="mug" type="capsule" size="0.007"
-        fromto="{MUG_RADIUS - 0.002} 0 0.074 {handle_x} 0 0.070" rgba="0.9 0.9 0.9 1"/>
-      <geom name="mug_handle_side" class="mug" type="capsule" size="0.007"
-        fromto="{handle_x} 0 0.070 {handle_x} 0 0.032" rgba="0.9 0.9 0.9 1"/>
-      <geom name="mug_handle_low" class="mug" type="capsule" size="0.007"
-        fromto="{handle_x} 0 0.032 {MUG_RADIUS - 0.002} 0 0.026" rgba="0.9 0.9 0.9 1"/>
-      {_feet()}
-    </body>
+    {mug_xml("mug")}
+    {parts.bodies}
   </worldbody>
   <actuator>
     <position name="base_yaw" joint="base_yaw" class="servo"/>

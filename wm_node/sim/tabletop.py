@@ -9,7 +9,7 @@ from math import atan2, isfinite
 
 import mujoco
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim import scene
@@ -24,12 +24,13 @@ from wm_node.sim.arm import (
     joints_for_tip,
     tip_for_joints,
 )
+from wm_node.sim.events import has_fallen, is_in_zone
+from wm_node.sim.level import BASIC, Level, Start, standing
 
 __all__ = ["COMMAND_TIMEOUT_S", "DRIVER_STEP_S", "JOINT_NAMES", "State", "TabletopSim"]
 
 PHYSICS_PER_DRIVER_STEP = 5
 DRIVER_STEP_S = 0.01
-STANDS_ABOVE = -0.02  # m; a mug whose bottom is lower has left the table
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
@@ -63,6 +64,7 @@ class TabletopSim:
         render: False builds no OpenGL context, and ``render()`` is refused.
         actuation_delay_s: time from a command to its effect, rounded up to the driver's 0.01 s.
         command_timeout_s: time after a velocity command at which the driver brakes by itself.
+        level: what is added to the scene and to every reset; see :mod:`wm_node.sim.levels`.
     """
 
     def __init__(
@@ -71,15 +73,17 @@ class TabletopSim:
         render: bool = True,
         actuation_delay_s: float = 0.0,
         command_timeout_s: float = COMMAND_TIMEOUT_S,
+        level: Level = BASIC,
     ) -> None:
         if not 0.0 <= actuation_delay_s <= 2.0:
             raise WmError(
                 f"actuation_delay_s is {actuation_delay_s}; it must lie within 0 and 2 s."
             )
+        self.level = level
         self.camera_size = camera_size
         self.actuation_delay_s = actuation_delay_s
         self.command_timeout_s = command_timeout_s
-        self.model = mujoco.MjModel.from_xml_string(scene.scene_xml(*camera_size))
+        self.model = mujoco.MjModel.from_xml_string(scene.scene_xml(*camera_size, level.parts))
         self.data = mujoco.MjData(self.model)
         self._renders = render
         self._camera: SceneCamera | None = None
@@ -102,13 +106,22 @@ class TabletopSim:
         self.seed = int(seed)
         self._randomise_model(rng)
         mug_x, mug_y, tip_x, tip_y = _start_positions(rng)
-        yaw = rng.uniform(-np.pi, np.pi)
+        start = Start((mug_x, mug_y), float(rng.uniform(-np.pi, np.pi)), (tip_x, tip_y))
+        # A level draws from a stream of its own: it leaves all that is drawn above as it is.
+        self.setup = self.level.arrange(
+            self.model, start, np.random.default_rng([int(seed), 0x1E7E1])
+        )
+        start = self.setup.start
+        mujoco.mj_setConst(self.model, self.data)
         mujoco.mj_resetData(self.model, self.data)
-        self.driver = driver_at(tip_x, tip_y)
+        self.driver = driver_at(*start.tip)
         self.data.qpos[:4] = self.driver.joints
         self.data.ctrl[:] = self.driver.joints
-        self.data.qpos[self._mug_qpos :] = _standing(mug_x, mug_y, yaw)
+        at = self._mug_qpos
+        self.data.qpos[at : at + 7] = standing(*start.mug, start.mug_yaw)
+        self.data.qpos[at + 7 :] = self.setup.rest_qpos
         self.driver_steps = 0
+        self._move_hand()
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_step(self.model, self.data, 100)  # the mug settles on its feet
         self.data.time = 0.0
@@ -131,7 +144,6 @@ class TabletopSim:
         target = np.array(scene.CAMERA_TARGET) + rng.normal(0.0, 0.004, 3)
         model.cam_pos[0] = position
         model.cam_quat[0] = _look_at(position, target)
-        mujoco.mj_setConst(model, self.data)
 
     # ---- commands --------------------------------------------------------------------------
 
@@ -198,8 +210,15 @@ class TabletopSim:
                 self.driver, self.time_s, DRIVER_STEP_S, self.command_timeout_s
             )
             self.data.ctrl[:] = self.driver.joints
-            mujoco.mj_step(self.model, self.data, PHYSICS_PER_DRIVER_STEP)
             self.driver_steps += 1
+            self._move_hand()
+            mujoco.mj_step(self.model, self.data, PHYSICS_PER_DRIVER_STEP)
+
+    def _move_hand(self) -> None:
+        """Put the level's moving body, if it has one, where it is at the present time."""
+        if self.setup.mover is not None:
+            pose = self.setup.mover.pose(np.asarray(self.time_s))
+            self.data.mocap_pos[0], self.data.mocap_quat[0] = pose[:3], pose[3:]
 
     @property
     def time_s(self) -> float:
@@ -243,11 +262,18 @@ class TabletopSim:
         x, y, z = self.data.qpos[self._mug_qpos : self._mug_qpos + 3]
         return bool(is_in_zone(x, y, z))
 
+    def violation(self) -> str:
+        """Return which rule of the level is broken at present, in a few words; empty: none."""
+        for rule in self.setup.rules:
+            if rule.broken(self.data.qpos, np.asarray(self.time_s)):
+                return rule.reason
+        return ""
+
     def render(self) -> NDArray[np.uint8]:
         """Return the camera's picture, uint8 RGB (height, width, 3)."""
         if not self._renders:
             raise WmError("this simulator was built with render=False; it has no camera.")
-        return self._picture(self.data.qpos)
+        return self.picture(self.data.qpos)
 
     def render_goal(
         self,
@@ -259,14 +285,17 @@ class TabletopSim:
 
         The mug keeps its yaw and the arm its pose unless they are given.
         """
-        return self._picture(self.goal_pose(mug, yaw, tip))
+        return self.picture(self.goal_pose(mug, yaw, tip))
 
     def make_camera(self) -> SceneCamera:
         """Build a camera of this scene for the calling thread, also with ``render=False``."""
         return SceneCamera(self.model, self.camera_size)
 
     def pose(self) -> NDArray[np.float64]:
-        """Return the generalised positions (11,): four joints, then the mug's pose."""
+        """Return the generalised positions: four joints, the mug's pose; (11,) or longer.
+
+        Bodies that the level adds follow, seven numbers each.
+        """
         return np.array(self.data.qpos)
 
     def goal_pose(
@@ -275,19 +304,27 @@ class TabletopSim:
         yaw: float | None = None,
         tip: tuple[float, float] | None = None,
     ) -> NDArray[np.float64]:
-        """Return the generalised positions (11,) of the scene that ``render_goal`` pictures."""
-        qpos = np.array(self.data.qpos)
-        qpos[self._mug_qpos :] = _standing(*mug, self.mug_pose()[3] if yaw is None else yaw)
+        """Return the generalised positions of the scene that ``render_goal`` pictures."""
+        qpos, at = np.array(self.data.qpos), self._mug_qpos
+        qpos[at : at + 7] = standing(*mug, self.mug_pose()[3] if yaw is None else yaw)
         if tip is not None:
             qpos[:4] = joints_for_tip(*tip)
         return qpos
 
-    def _picture(self, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def picture(
+        self, qpos: NDArray[np.float64], time_s: float | None = None
+    ) -> NDArray[np.uint8]:
+        """Picture generalised positions of this episode; the state is untouched.
+
+        ``time_s`` places what moves by itself; by default it is where it is now.
+        """
         if not self._renders:
             raise WmError("this simulator was built with render=False; it has no camera.")
         if self._camera is None:
             self._camera = self.make_camera()
-        return self._camera.picture(qpos)
+        mover = self.setup.mover
+        at = self.time_s if time_s is None else time_s
+        return self._camera.picture(qpos, None if mover is None else mover.pose(np.asarray(at)))
 
     # ---- snapshots -------------------------------------------------------------------------
 
@@ -326,9 +363,16 @@ class SceneCamera:
         self._data = mujoco.MjData(model)
         self._renderer = mujoco.Renderer(model, size[1], size[0])
 
-    def picture(self, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Return a fresh picture, uint8 RGB (height, width, 3), of generalised positions (11,)."""
+    def picture(
+        self, qpos: NDArray[np.float64], mover: NDArray[np.float64] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return a fresh picture, uint8 RGB (height, width, 3), of generalised positions (11,).
+
+        ``mover`` (7,) is the pose of a level's moving body, where it has one.
+        """
         self._data.qpos[:] = qpos
+        if mover is not None:
+            self._data.mocap_pos[0], self._data.mocap_quat[0] = mover[:3], mover[3:]
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
         self._renderer.update_scene(self._data, camera="front")
@@ -337,25 +381,6 @@ class SceneCamera:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._renderer.close()
-
-
-def _standing(x: float, y: float, yaw: float) -> list[float]:
-    """Pose of a mug that stands on the table, as generalised positions (7,)."""
-    return [x, y, 0.0, float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
-
-
-def has_fallen(z: ArrayLike, qx: ArrayLike, qy: ArrayLike) -> NDArray[np.bool_]:
-    """Whether a mug at height ``z`` (m) with quaternion parts ``qx, qy`` is down; any shape."""
-    leans = np.square(qx) + np.square(qy) > 0.25  # by more than 60 degrees
-    return np.asarray((np.asarray(z) < STANDS_ABOVE) | leans)
-
-
-def is_in_zone(x: ArrayLike, y: ArrayLike, z: ArrayLike) -> NDArray[np.bool_]:
-    """Whether a mug at ``(x, y, z)`` in m stands inside the red zone; any shape."""
-    zone = scene.ZONE_BOUNDS
-    x, y = np.asarray(x), np.asarray(y)
-    inside = (x >= zone.x_min) & (x <= zone.x_max) & (y >= zone.y_min) & (y <= zone.y_max)
-    return np.asarray(inside & (np.asarray(z) > STANDS_ABOVE))
 
 
 def _start_positions(rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -38,6 +38,8 @@ class EpisodeScore:
     """How an episode went. Distances are between mug and target, in m; ``ticks`` were run.
 
     ``act_ms`` holds the time that the policy took for each tick, where that was measured.
+    ``violation`` says that a rule was broken: a fall, an entry into the zone, or a rule of the
+    level; ``reason`` says which. Success requires that none was.
     """
 
     seed: int
@@ -50,37 +52,47 @@ class EpisodeScore:
     final_distance: float
     least_distance: float
     act_ms: tuple[float, ...] = ()
+    violation: bool = False
+    reason: str = ""
 
 
-def _path_is_free(start: tuple[float, float], goal: tuple[float, float]) -> bool:
+def path_is_free(
+    start: tuple[float, float], goal: tuple[float, float], margin: float = ZONE_MARGIN_M
+) -> bool:
+    """Whether the straight path keeps ``margin`` (m) from the red zone."""
     return not any(
         ZONE_BOUNDS.contains(
             start[0] + share * (goal[0] - start[0]),
             start[1] + share * (goal[1] - start[1]),
-            margin=-ZONE_MARGIN_M,
+            margin=-margin,
         )
         for share in np.linspace(0.0, 1.0, 21)
     )
 
 
+def is_on_table(goal: tuple[float, float], margin: float = EDGE_MARGIN_M) -> bool:
+    """Whether the target is on the table by ``margin`` (m) and within the arm's reach."""
+    return TABLE_BOUNDS.contains(*goal, margin=margin) and TIP_BOUNDS.contains(
+        *goal, margin=EDGE_MARGIN_M
+    )
+
+
 def is_valid_goal(start: tuple[float, float], goal: tuple[float, float]) -> bool:
     """Whether the target is on the table, within the arm's reach and clear of edge and zone."""
-    on_table = TABLE_BOUNDS.contains(*goal, margin=EDGE_MARGIN_M)
-    in_reach = TIP_BOUNDS.contains(*goal, margin=EDGE_MARGIN_M)
-    return on_table and in_reach and _path_is_free(start, goal)
+    return is_on_table(goal) and path_is_free(start, goal)
 
 
 def sample_task(sim: TabletopSim, rng: np.random.Generator) -> Task:
-    """Draw a target 8 to 20 cm from where the mug stands now.
+    """Draw a target for the mug where it stands now: 8 to 20 cm away, or what the level asks for.
 
     Raises:
         WmError: no target is valid from there (the mug has left the table).
     """
     x, y, _, _ = sim.mug_pose()
     for _ in range(10_000):
-        angle, distance = rng.uniform(-pi, pi), rng.uniform(*TARGET_DISTANCE_M)
+        angle, distance = rng.uniform(-pi, pi), rng.uniform(*sim.setup.goal_distance_m)
         goal = (x + distance * cos(angle), y + distance * sin(angle))
-        if is_valid_goal((x, y), goal):
+        if sim.setup.accepts((x, y), goal):
             return Task(sim.seed, (x, y), goal)
     raise WmError(f"no target can be reached from the mug's place ({x:.2f}, {y:.2f}); reset first.")
 
@@ -99,25 +111,33 @@ class ScoreKeeper:
         self._in_a_row = 0
         self.ticks = 0
         self.success = self.fell = self.zone = False
+        self.reason = ""
         self._start = self._last = self._least = hypot(
             task.start[0] - task.goal[0], task.start[1] - task.goal[1]
         )
 
-    def update(self, mug: tuple[float, float], fell: bool, zone: bool) -> None:
-        """Count one tick: where the mug is at its end, and whether an event was active in it."""
+    def update(
+        self, mug: tuple[float, float], fell: bool, zone: bool, broken: str = ""
+    ) -> None:
+        """Count one tick: where the mug is at its end, and what happened in it.
+
+        ``broken`` names the rule of the level that was broken, if one was.
+        """
         self.ticks += 1
         self.fell |= fell
         self.zone |= zone
+        if not self.reason:
+            self.reason = "mug fell" if fell else "mug entered the zone" if zone else broken
         self._last = hypot(mug[0] - self._task.goal[0], mug[1] - self._task.goal[1])
         self._least = min(self._least, self._last)
         self._in_a_row = self._in_a_row + 1 if self._last <= TOLERANCE_M else 0
-        if self._in_a_row >= HOLD_TICKS and not (self.fell or self.zone):
+        if self._in_a_row >= HOLD_TICKS and not self.reason:
             self.success = True
 
     @property
     def done(self) -> bool:
         """Whether nothing that follows can change the outcome."""
-        return self.success or self.fell or self.zone or self.ticks >= EPISODE_TICKS
+        return self.success or bool(self.reason) or self.ticks >= EPISODE_TICKS
 
     def score(self, act_ms: Sequence[float] = ()) -> EpisodeScore:
         """Return the score so far."""
@@ -132,4 +152,6 @@ class ScoreKeeper:
             final_distance=self._last,
             least_distance=self._least,
             act_ms=tuple(act_ms),
+            violation=bool(self.reason),
+            reason=self.reason,
         )
