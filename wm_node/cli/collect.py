@@ -18,7 +18,7 @@ from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
 
 IMAGE_SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
-DEFAULT_BEHAVIOURS = "wander=0.25,aimed=0.45,edge=0.17,zone=0.13"
+DEFAULT_BEHAVIOURS = "wander=0.25,aimed=0.40,edge=0.22,zone=0.13"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
