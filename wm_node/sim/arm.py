@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import acos, atan2, cos, hypot, pi, sin
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wm_node.sim.scene import (
     ARM_BASE,
     LINK_LENGTH,
@@ -48,6 +51,15 @@ def tip_for_joints(joints: Sequence[float]) -> tuple[float, float]:
     forearm = shoulder + elbow
     reach = LINK_LENGTH * (sin(shoulder) + sin(forearm)) + STICK_LENGTH * sin(forearm + wrist)
     return ARM_BASE[0] + reach * sin(yaw), ARM_BASE[1] - reach * cos(yaw)
+
+
+def tips_for_joints(joints: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the tips (..., 2) for joint angles (..., 4) in rad, as :func:`tip_for_joints` does."""
+    yaw, shoulder, elbow, wrist = (joints[..., k] for k in range(4))
+    forearm = shoulder + elbow
+    bent = np.sin(shoulder) + np.sin(forearm)
+    reach = LINK_LENGTH * bent + STICK_LENGTH * np.sin(forearm + wrist)
+    return np.stack([ARM_BASE[0] + reach * np.sin(yaw), ARM_BASE[1] - reach * np.cos(yaw)], axis=-1)
 
 
 @dataclass(frozen=True)
