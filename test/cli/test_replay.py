@@ -15,6 +15,7 @@ import pytest
 from wm_node.bundle import Bundle
 from wm_node.cli.main import main
 from wm_node.cli.replay import match_topics
+from wm_node.data.overlay import RobotOverlay, write_overlay
 from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
@@ -55,9 +56,16 @@ def _processes_of(out: Path) -> list[int]:
     return found
 
 
+def _overlay(path: Path, robot: str) -> Path:
+    entry = RobotOverlay(action_delay_s={"tip_vy": 0.05}, camera_latency_s={"front": 0.02})
+    write_overlay(path, robot, entry)
+    return path
+
+
 def test_a_bag_is_played_predicted_and_reported(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["replay", str(bag), "--bundle", str(bundle.path), "--out", str(out)]
+    words += ["--delays", str(_overlay(tmp_path / "delays.yaml", "tabletop"))]
     done = subprocess.run(
         [sys.executable, "-m", "wm_node.cli.main", *words],
         capture_output=True,
@@ -78,6 +86,9 @@ def test_a_bag_is_played_predicted_and_reported(bag: Path, bundle: Bundle, tmp_p
     page = (out / "report.html").read_text()
     assert "Imagined against real" in page
     assert "nothing was commanded" in page
+    given = load_profile(out / "log" / "robot.yaml")
+    assert given.action.delay_s == (0.0, 0.05)
+    assert given.cameras[0].latency_s == 0.02
     # What was recorded carries the recording's own time, not today's.
     from wm_node.reporting.run_log import read_run
 
@@ -105,6 +116,16 @@ def test_an_interrupted_replay_leaves_no_process(bag: Path, bundle: Bundle, tmp_
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert _processes_of(out) == []
+
+
+def test_an_overlay_of_another_robot_is_refused_before_anything_starts(
+    bag: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["replay", str(bag), "--bundle", str(bundle.path), "--out", str(out)]
+    assert main([*words, "--delays", str(_overlay(tmp_path / "delays.yaml", "arm_3"))]) == 1
+    assert "no entry for the robot 'tabletop', only: arm_3" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_bag_without_joints_is_named_before_anything_starts(

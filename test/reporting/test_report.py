@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +26,8 @@ from wm_node.data.messages import (
     twist_stamped,
 )
 from wm_node.errors import WmError
-from wm_node.profile import RobotProfile, load_profile
-from wm_node.reporting.hindsight import Moment, score
+from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.reporting.hindsight import Moment, look_back, score
 from wm_node.reporting.report import ReportData, Scene, write_report
 from wm_node.reporting.run_log import RunLog, read_frames, read_run
 from wm_node.reporting.summary import Episode, gate_spans, interventions, wilson95
@@ -234,6 +237,48 @@ def test_floors_of_the_scores_are_those_of_holding_still(streams: Streams, log: 
     assert scores.joint_rmse_hold[3] == pytest.approx(np.sqrt(np.mean(hold**2)))
     assert scores.psnr_copy[0] == pytest.approx(scores.psnr[0])  # imagined: one step too late
     assert score([], 0.2) is None
+
+
+class _NoModel:
+    """Stands in for the world model where only what it is given matters."""
+
+    def __init__(self) -> None:
+        self.contexts: list[Any] = []
+        self.futures: list[Any] = []
+
+    def encode(self, frames: Any) -> Any:
+        return np.zeros(4, np.float32)
+
+    def rollout(self, context: Any, actions: Any) -> Any:
+        self.contexts.append(context)
+        self.futures.append(actions[0])
+        return SimpleNamespace(
+            latents=np.zeros((1, 8, 4)), joints=np.zeros((1, 8, 4)), risk=np.zeros((1, 8, 2))
+        )
+
+    def decode(self, *_: Any) -> Any:
+        return np.zeros((8, 1, 64, 64, 3), np.uint8)
+
+    def surprise(self, *_: Any) -> float:
+        return 1.0
+
+
+def test_hindsight_takes_joints_and_actions_of_when_the_frame_was_taken(
+    log: RunLog, streams: Streams
+) -> None:
+    data = log.profile.dump()
+    data["cameras"][0]["latency_s"] = 0.1  # one tick and one frame
+    late = replace(log, profile=parse_profile(data, "test"))
+    at = int(streams.frame_stamps[25])
+    model = _NoModel()
+    (moment,) = look_back(late, model, [at])  # type: ignore[arg-type]
+    (earlier,) = look_back(log, model, [int(streams.frame_stamps[24])])  # type: ignore[arg-type]
+    assert moment.stamp_ns == at
+    np.testing.assert_allclose(moment.joints_now, earlier.joints_now)
+    np.testing.assert_allclose(moment.joints_real, earlier.joints_real)
+    np.testing.assert_allclose(model.contexts[0].actions, model.contexts[1].actions)
+    np.testing.assert_allclose(model.futures[0], model.futures[1])
+    assert np.ptp(model.futures[0], axis=0).max() > 0.01  # the arm is told different things
 
 
 def test_wilson_interval() -> None:

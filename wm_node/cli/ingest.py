@@ -47,11 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """Ingest and print a summary; every bag that was skipped is named with the reason."""
     # Imported here: --help must not need the bag and array libraries.
     from wm_node.data.ingest import CONTACT_SHEET, default_workers, ingest
-    from wm_node.data.overlay import apply_overlay, load_overlay
+    from wm_node.data.overlay import with_delays
 
-    profile = load_profile(args.robot)
-    if args.delays is not None:
-        profile = apply_overlay(profile, load_overlay(args.delays))
+    profile = with_delays(load_profile(args.robot), args.delays)
     workers = default_workers() if args.workers is None else args.workers
     if workers < 1:
         raise WmError("--workers must be at least 1.")

@@ -20,6 +20,7 @@ from wm_node.cli.processes import (
     write_profile,
 )
 from wm_node.data.bags import Bag, BagError, find_bags
+from wm_node.data.overlay import with_delays
 from wm_node.errors import WmError
 from wm_node.profile import Camera, RobotProfile, load_profile
 
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", type=Path, help="rosbag2 bag to play")
     parser.add_argument("--bundle", type=Path, required=True, help="bundle whose model looks on")
     parser.add_argument("--robot", help="robot profile (default: the bundle's)")
+    parser.add_argument(
+        "--delays", type=Path, help="overlay written by 'wm calibrate --delay' (default: none)"
+    )
     parser.add_argument("--out", type=Path, default=Path("wm_replay"), help="folder of the results")
     parser.add_argument("--rate", type=float, default=1.0, help="playback rate; 1: as recorded")
     parser.add_argument("--seconds", type=float, help="play only so much of the recording")
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     require(("rclpy", "ros"), ("jinja2", "report"), ("matplotlib", "report"))
     bundle = load_bundle(args.bundle)
     profile = bundle.profile if args.robot is None else load_profile(args.robot)
+    profile = with_delays(profile, args.delays, bundle.sha256)
     sources = find_bags([args.bag])
     if len(sources) > 1:
         raise WmError(f"{args.bag} holds {len(sources)} bags; name one of them.")

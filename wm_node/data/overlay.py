@@ -103,6 +103,17 @@ def apply_overlay(
     return parse_profile(data, f"the profile '{profile.name}' with its overlay")
 
 
+def with_delays(
+    profile: RobotProfile, path: str | Path | None, bundle_sha256: str | None = None
+) -> RobotProfile:
+    """Return the profile with the delays of an overlay file; without a file, the profile itself.
+
+    Raises:
+        WmError: see :func:`load_overlay` and :func:`apply_overlay`.
+    """
+    return apply_overlay(profile, load_overlay(path), bundle_sha256) if path else profile
+
+
 def write_overlay(path: Path, robot: str, entry: RobotOverlay) -> None:
     """Write one robot's entry; entries of other robots in the file are kept.
 

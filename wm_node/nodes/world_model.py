@@ -37,7 +37,7 @@ from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import load_bundle
-from wm_node.data.overlay import apply_overlay, load_overlay
+from wm_node.data.overlay import with_delays
 from wm_node.engine import BACKENDS, load_engine
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
@@ -158,8 +158,7 @@ class WorldModelNode(ManagedNode):
         bundle = load_bundle(path)
         profile = load_profile(robot) if robot else bundle.profile
         check_match(bundle.profile, profile)
-        if delays:
-            profile = apply_overlay(profile, load_overlay(delays), bundle.sha256)
+        profile = with_delays(profile, delays, bundle.sha256)
         bundle = dataclasses.replace(bundle, profile=profile)
         cv2.setNumThreads(threads)
         self._forget_counts()

@@ -162,13 +162,15 @@ def _moment(
     log: RunLog, model: WorldModel, plan: _Plan, frames: dict[int, Frame], profile: RobotProfile
 ) -> Moment | None:
     rates, camera = profile.model, profile.cameras[0].name
+    # A frame shows the moment before its stamp by the camera's latency.
+    late_ns = to_ns(profile.cameras[0].latency_s)
     gap = to_ns(JOINT_GAP_PERIODS / profile.joints.rate_hz)
-    at = np.array([*plan.context, *plan.future], dtype=np.int64)
+    at = np.array([*plan.context, *plan.future], dtype=np.int64) - late_ns
     joints, known = interpolate(log.joints.stamps, log.joints.values, at, gap, edge_ns=gap)
     now = plan.context[-1]
     past_ticks = rates.context_steps * rates.ticks_per_step
-    past = _applied(log, now, -past_ticks, past_ticks)
-    future = _applied(log, now, 0, rates.horizon_ticks)
+    past = _applied(log, now - late_ns, -past_ticks, past_ticks)
+    future = _applied(log, now - late_ns, 0, rates.horizon_ticks)
     if not known.all() or np.isnan(past).any() or np.isnan(future).any():
         return None
     latents = np.stack([model.encode({camera: frames[stamp]}) for stamp in plan.context])
