@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
 
 
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="override a weight of the objective; may be repeated",
     )
     add_bag_arguments(parser)
+    add_fidelity_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,8 +64,12 @@ def run(args: argparse.Namespace) -> int:
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
+    if args.fidelity:
+        if args.suite:
+            raise WmError("give either --suite or --fidelity, not both.")
+        return run_fidelity(args, _settings(args))
     if not args.suite:
-        raise WmError("say what to evaluate on: --suite tabletop or --bags DIR.")
+        raise WmError("say what to evaluate: --suite tabletop, --bags DIR or --fidelity.")
     return _run_suite(args)
 
 

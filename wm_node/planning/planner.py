@@ -250,7 +250,8 @@ class MpcPlanner:
         """
         noise = self._correlated_noise(count, *mean.shape)
         samples = np.einsum("tk,nka->nta", self._basis, mean + noise * sigma)
-        return np.clip(samples, self._low, self._high)
+        inside: NDArray[np.float64] = np.clip(samples, self._low, self._high)
+        return inside
 
     def _correlated_noise(self, count: int, knots: int, size: int) -> NDArray[np.float64]:
         """Unit-variance AR(1) noise along the knots (count, knots, A)."""

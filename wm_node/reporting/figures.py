@@ -30,7 +30,7 @@ RISK_COLOURS = (RED, AMBER, VIOLET, BLUE, GREEN)
 # Colour of each kind of gate state; anything else is drawn as a hold.
 STATE_COLOURS = {"PASS": GREEN, "LIMIT": AMBER, "BRAKE": RED, "HOLD": MUTED}
 
-_STYLE = {
+STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "axes.edgecolor": "#c3ccd6",
@@ -54,7 +54,7 @@ def _chart(width: float, height: float, rows: int = 1, **options: Any) -> tuple[
     """Make a figure without pyplot: no global state, no display."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots(rows, 1, squeeze=False, sharex=rows > 1, **options)
@@ -65,7 +65,7 @@ def _svg(figure: Figure) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -16,7 +16,7 @@ from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, PlannerConfig
-from wm_node.planning.world_model import Context, WorldModel
+from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
@@ -77,6 +77,15 @@ class MpcPolicy:
             self._goal = self.model.picture_goal({self._camera: self._resized(picture)})
 
     @property
+    def goal(self) -> Goal:
+        """Where the episode's mug should be, as this policy knows it."""
+        return self._goal
+
+    def encode(self, frame: NDArray[np.uint8]) -> Floats:
+        """Return the latent (latent,) of a frame (H, W, 3) of the camera's own size."""
+        return self.model.encode({self._camera: self._resized(frame)})
+
+    @property
     def _camera(self) -> str:
         return self._profile.cameras[0].name
 
@@ -88,7 +97,7 @@ class MpcPolicy:
         """Add an observation to the history and return the context that ends at it."""
         if observation.frame is None:
             raise WmError("the planner needs frames.")
-        latent = self.model.encode({self._camera: self._resized(observation.frame)})
+        latent = self.encode(observation.frame)
         stamp = observation.stamp_ns
         if self._fresh:
             # The robot stood still before the episode began, so its past looks like its present.
