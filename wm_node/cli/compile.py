@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from wm_node.cli.help import Help
+
 if TYPE_CHECKING:
     from wm_node.bundle import Bundle
     from wm_node.engine.engine_cache import EngineCache
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _Formatter(Help, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and keeps the lines of the examples."""
 
 

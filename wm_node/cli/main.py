@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from wm_node import __version__
+from wm_node.cli.help import Help
 from wm_node.errors import WmError
 
 # name -> (module, one-line help). A command module offers `add_arguments(parser)` and
@@ -43,7 +44,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
         )
         if name == asked:
             importlib.import_module(module).add_arguments(sub)
