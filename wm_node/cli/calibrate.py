@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from wm_node.cli.ingest import write_json
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import load_profile
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
 
 IMAGE_SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
     )
     if args.json is not None:
-        _write_json(args.json, figures)
+        write_json(args.json, figures)
     return 0
 
 
@@ -142,11 +142,3 @@ def _with_progress(bags: Iterable[Any], total: int) -> Iterator[Any]:
     ) as progress:
         for bag in progress.track(bags, total=total):
             yield bag
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise WmError(f"cannot write {path}: {error.strerror}.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from wm_node.cli.help import Help
+from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
     from wm_node.bundle import Bundle
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         "graphs": graphs,
     }
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        write_json(args.json, figures)
     return 0
 
 

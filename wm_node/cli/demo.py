@@ -23,6 +23,7 @@ from wm_node.cli.processes import (
     write_profile,
 )
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.resources import resource
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -88,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
             )
         )
         if args.json is not None:
-            from wm_node.reporting.summary import write_json
-
             write_json(args.json, summary)
     _tell(console, summary, out)
     return 0

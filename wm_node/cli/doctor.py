@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from wm_node.bundle import Bundle, load_bundle
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import resource
 
@@ -82,8 +83,6 @@ def run(args: argparse.Namespace) -> int:
     count = {level: sum(f.level == level for f in found) for level in STYLE}
     console.print(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed")
     if args.json is not None:
-        from wm_node.reporting.summary import write_json
-
         write_json(args.json, {"counts": count, "findings": [asdict(f) for f in found]})
     return 1 if count["fail"] else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.progress import Progress
 
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +29,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
     parser.add_argument("--bags", type=Path, default=None, help="folder of left-out recordings")
     parser.add_argument("--suite", choices=["tabletop"], default=None, help="a simulated suite")
-    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--episodes", type=int, default=200, help="how many to run")
     parser.add_argument(
         "--planner",
         default="mpc",
         help="mpc; floors: still, random, scripted; oracle: the simulator itself as the model",
     )
-    parser.add_argument("--goal", choices=["state", "image"], default="state")
+    parser.add_argument(
+        "--goal",
+        choices=["state", "image"],
+        default="state",
+        help="give the target as numbers or as a picture of the goal",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation; not used to train")
     parser.add_argument("--workers", type=int, default=2, help="parallel processes")
-    parser.add_argument("--candidates", type=int, default=None, help="of each search iteration")
-    parser.add_argument("--iterations", type=int, default=None, help="of the search")
     parser.add_argument(
-        "--latency-s", type=float, default=None, help="from a frame to its command's effect"
+        "--candidates",
+        type=int,
+        default=None,
+        help="of each search iteration (default: the planner's)",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=None, help="of the search (default: the planner's)"
+    )
+    parser.add_argument(
+        "--latency-s",
+        type=float,
+        help="from a frame to its command's effect (default: the suite's)",
     )
     parser.add_argument(
         "--weight",
@@ -100,7 +114,7 @@ def _run_suite(args: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        write_json(args.json, figures)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
     from wm_node.training.policies import PlanSettings
@@ -76,10 +76,7 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
     # A pipe or a file has no width that the table would have to fit into.
     shown.print(fidelity_table(figures), width=None if shown.is_terminal else 120)
     if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WmError(f"cannot write {args.json}: {error.strerror or error}.") from error
+        write_json(args.json, figures)
     return 0
 
 

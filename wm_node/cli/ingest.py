@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import load_profile
 
 SHOWN_SKIPPED = 20
@@ -129,19 +129,6 @@ def print_summary(console: Console, figures: dict[str, Any]) -> None:
     if len(skipped) > SHOWN_SKIPPED:
         more = len(skipped) - SHOWN_SKIPPED
         console.print(f"and {more} more skipped; --json FILE names them all", style="yellow")
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON.
-
-    Raises:
-        WmError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise WmError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def _counts(counts: dict[str, int]) -> str:

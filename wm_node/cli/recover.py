@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.recording.recover import Progress as Report
 from wm_node.recording.recover import RecoverReport, recover
 
@@ -37,11 +36,7 @@ def run(args: argparse.Namespace) -> int:
         report = recover(args.bag, args.out, args.in_place, progress)
     sys.stdout.write(text(report))
     if args.json is not None:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report.document(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WmError(f"cannot write {args.json}: {error.strerror}.") from error
+        write_json(args.json, report.document())
     return 0
 
 

@@ -22,6 +22,7 @@ from wm_node.cli.processes import (
 from wm_node.data.bags import Bag, BagError, find_bags
 from wm_node.data.overlay import with_delays
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import Camera, RobotProfile, load_profile
 
 IMAGE_TRANSPORTS = {
@@ -84,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     if args.json is not None:
-        from wm_node.reporting.summary import write_json
-
         write_json(args.json, summary)
     _tell(console, summary, out)
     return 0

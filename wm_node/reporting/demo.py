@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wm_node.bundle import Bundle
 from wm_node.engine import load_engine
+from wm_node.json_file import write_json
 from wm_node.planning.world_model import WorldModel
 from wm_node.reporting.hindsight import Moment, look_back, score
 from wm_node.reporting.report import ReportData, Scene, write_report
@@ -24,7 +25,6 @@ from wm_node.reporting.summary import (
     percentiles_of,
     provenance,
     wilson95,
-    write_json,
 )
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS, Bounds
 

@@ -11,12 +11,13 @@ import numpy as np
 from wm_node import __version__
 from wm_node.bundle import Bundle
 from wm_node.engine import load_engine
+from wm_node.json_file import write_json
 from wm_node.planning.world_model import WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.reporting.hindsight import Moment, StepScores, look_back, score
 from wm_node.reporting.report import ReportData, joint_unit, write_report
 from wm_node.reporting.run_log import NS, RunLog, read_run
-from wm_node.reporting.summary import count_of, number, percentiles_of, provenance, write_json
+from wm_node.reporting.summary import count_of, number, percentiles_of, provenance
 
 MOST_MOMENTS = 240  # bounds the memory for frames
 LEAST_SPACING_S = 0.4

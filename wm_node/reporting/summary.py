@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -15,7 +14,6 @@ from typing import Any
 
 from wm_node import __version__
 from wm_node.bundle import Bundle
-from wm_node.errors import WmError
 from wm_node.reporting.run_log import NS, RunLog
 from wm_node.safety.reasons import ORDINARY
 
@@ -170,29 +168,3 @@ def provenance(
         "python": sys.version.split()[0],
         "machine": machine(),
     }
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON; NaN and infinity become null.
-
-    Raises:
-        WmError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_plain(figures), indent=2, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value

@@ -9,7 +9,6 @@ that ignores its actions does not get worse by that.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from wm_node.data.dataset import Dataset, Episode
 from wm_node.data.ingest import ingest
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.planning.world_model import Context, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.training.floors import (
@@ -466,7 +466,9 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that only ``--bags`` uses."""
     group = parser.add_argument_group("with --bags")
     group.add_argument("--namespace", default="", help="where the topics lie in the bags")
-    group.add_argument("--stride", type=float, default=None, help="seconds between predictions")
+    group.add_argument(
+        "--stride", type=float, help="seconds between predictions (default: two model steps)"
+    )
     group.add_argument("--pictures", type=Path, default=None, help="folder for example pictures")
 
 
@@ -487,12 +489,7 @@ def run_bags(args: argparse.Namespace) -> int:
         )
     print_figures(console, figures)
     if args.json is not None:
-        path = Path(args.json)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
+        write_json(Path(args.json), figures)
     return 0
 
 
