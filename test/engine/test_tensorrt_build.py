@@ -123,7 +123,7 @@ def test_a_cached_engine_serves_the_same_gpu_elsewhere(
     again = cached_engine(trt, bundle, "read", SM86, cache)
     assert (ahead.built, again.built, ahead.data) == (True, False, again.data)
     here = CudaDevice("NVIDIA A10", "sm_86", "13.0")
-    monkeypatch.setattr(tensorrt_build, "current_device", lambda: here)
+    monkeypatch.setattr(tensorrt_build, "current_device", lambda remedy: here)
     found = cached_engine(trt, bundle, "read", BuildSettings(), cache)
     assert (found.built, found.path) == (False, ahead.path)
 
@@ -134,9 +134,12 @@ def test_the_classic_edition_keys_by_device_and_cuda(bundle: Bundle) -> None:
     key = engine_key(classic, bundle, "search", BuildSettings(precision="fp16"), orin)
     assert (key.device, key.target, key.cuda) == ("Orin", "sm_87", "12.6")
     assert (key.tensorrt, key.precision) == ("tensorrt 10.3.0.30", "fp16")
-    assert key.axes == {"candidates": [1, 32, 32], "count": [1, 8, 8]}
+    assert key.axes == {"candidates": [1, 32, 32]}
     drawn = engine_key(classic, bundle, "decode", BuildSettings(precision="fp16"), orin)
-    assert drawn.precision == "fp32"
+    assert (drawn.precision, drawn.axes) == ("fp32", {"count": [1, 8, 8]})
+    larger = BuildSettings(precision="fp16", candidates=64)
+    assert engine_key(classic, bundle, "decode", larger, orin) == drawn
+    assert engine_key(classic, bundle, "search", larger, orin) != key
 
 
 def _changed(bundle: Bundle, folder: Path, graph: str, change: Any) -> Bundle:
@@ -248,7 +251,7 @@ def _runtime(monkeypatch: pytest.MonkeyPatch, code: int, count: int | None) -> N
 
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     _runtime(monkeypatch, 0, 1)
-    assert current_device() == CudaDevice("Orin", "sm_87", "12.6")
+    assert current_device("") == CudaDevice("Orin", "sm_87", "12.6")
 
 
 def test_without_a_gpu_the_target_must_be_named(

@@ -7,8 +7,6 @@ from typing import Any
 
 from wm_node.errors import WmError
 
-AHEAD_HINT = "name a GPU to build for ahead of time, such as --target sm_86"
-
 
 @dataclass(frozen=True)
 class CudaDevice:
@@ -56,8 +54,11 @@ def checked(result: tuple[Any, ...], what: str) -> Any:
     return values[0] if values else None
 
 
-def current_device() -> CudaDevice:
+def current_device(remedy: str) -> CudaDevice:
     """Return the first GPU of this machine.
+
+    Args:
+        remedy: what to do where there is none, for the message.
 
     Raises:
         WmError: there is none, or no driver, or ``cuda-bindings`` is not installed.
@@ -65,10 +66,7 @@ def current_device() -> CudaDevice:
     runtime = cuda_runtime()
     code, count = runtime.cudaGetDeviceCount()
     if int(code) != 0 or not count:
-        raise WmError(
-            f"no NVIDIA GPU can be used here (CUDA reports {code.name}); {AHEAD_HINT}, "
-            "or compile on the robot."
-        )
+        raise WmError(f"no NVIDIA GPU can be used here (CUDA reports {code.name}); {remedy}.")
     found = checked(runtime.cudaGetDeviceProperties(0), "asking for the GPU's properties")
     version = int(checked(runtime.cudaDriverGetVersion(), "asking for the driver's version"))
     return CudaDevice(

@@ -27,6 +27,7 @@ from wm_node.errors import WmError
 
 RECIPE = 1
 """Counts changes of how engines are built here, so that older cached ones are not taken."""
+NO_GPU = "compile on the robot, or name a GPU to build for, such as --target sm_86"
 LEAST_CANDIDATES = 16
 """The world model answers other planners' candidates in pieces of this size."""
 LEAST_COUNT = 4
@@ -54,13 +55,15 @@ class BuildSettings:
         if self.workspace_mb < 16 or self.threads < 1:
             raise WmError("the builder needs at least 16 MB of workspace and one thread.")
 
-    def axes(self, bundle: Bundle) -> dict[str, tuple[int, int, int]]:
-        """Return the free axes of the graphs: name -> least, usual and largest size."""
-        horizon = bundle.profile.model.horizon_steps
-        return {
-            "candidates": (1, self.candidates, max(self.candidates, LEAST_CANDIDATES)),
-            "count": (1, horizon, max(horizon, LEAST_COUNT)),
-        }
+    def axes(self, bundle: Bundle, graph: str) -> dict[str, tuple[int, int, int]]:
+        """Return the free axes of a graph: name -> least, usual and largest size."""
+        if graph in ("rollout", "search"):
+            most = max(self.candidates, LEAST_CANDIDATES)
+            return {"candidates": (1, self.candidates, most)}
+        if graph == "decode":
+            horizon = bundle.profile.model.horizon_steps
+            return {"count": (1, horizon, max(horizon, LEAST_COUNT))}
+        return {}
 
     def precision_of(self, bundle: Bundle, graph: str) -> str:
         """Return the precision that one graph is built in."""
@@ -92,7 +95,7 @@ def engine_key(
         device=device.name if device else "",
         target=device.target if device else settings.target,
         precision=settings.precision_of(bundle, graph),
-        axes={name: list(sizes) for name, sizes in settings.axes(bundle).items()},
+        axes={name: list(sizes) for name, sizes in settings.axes(bundle, graph).items()},
         workspace_mb=settings.workspace_mb,
         recipe=RECIPE,
     )
@@ -116,7 +119,7 @@ def cached_engine(
     """
     device = None
     if settings.target == CURRENT:
-        device = current_device()
+        device = current_device(NO_GPU)
         if device.target in trt.targets:
             settings, device = replace(settings, target=device.target), None
     key = engine_key(trt, bundle, graph, settings, device)
@@ -163,8 +166,12 @@ def build_engine(
     config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     # TF32 keeps 10 bits of the mantissa; fp32 here means 23, and fp16 products ask for no TF32.
     config.clear_flag(trt.module.BuilderFlag.TF32)
+    # TensorRT for RTX: without it an engine may allocate while it runs, which no CUDA graph can.
+    own_memory = getattr(trt.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if own_memory is not None:
+        config.set_flag(own_memory)
     _set_target(trt, config, settings.target)
-    _set_shapes(builder, config, dynamic_axes(model), settings.axes(bundle), path)
+    _set_shapes(builder, config, dynamic_axes(model), settings.axes(bundle, graph), path)
     if timings is not None:
         _read_timings(config, timings)
     monitor = progress_monitor(trt, watch) if watch else None
