@@ -39,7 +39,8 @@ BLOCK_RADIUS = BLOCK_HALF_M * 2**0.5
 
 ROUND_START_M = 0.062  # free on all sides of the mug: the tip, 3.2 cm wide, walks round there
 ROUND_PATH_M = 0.040  # free beside the mug on its way: its handle reaches 3.1 cm out
-FAR_M = 0.13  # no further from the mug than this, or it would not be in the way
+FAR_M = 0.13  # no further from the mug than this, so that it is in the way
+FURTHER_AFTER = 500  # attempts in a corner of the table after which twice as far will do
 
 _BODIES = f"""
 {
@@ -70,7 +71,7 @@ def _is_place(disc: Disc, start: Start) -> bool:
     return (
         TABLE_BOUNDS.contains(disc.x, disc.y, margin=disc.radius + 0.01)
         and not ZONE_BOUNDS.contains(disc.x, disc.y, margin=-disc.radius)
-        and ROUND_START_M <= gap <= FAR_M
+        and gap >= ROUND_START_M
         and _gap(disc, start.tip) > TIP_RADIUS + 0.02
     )
 
@@ -87,16 +88,18 @@ def _accepts(discs: tuple[Disc, ...], start: Point, goal: Point) -> bool:
     return TIP_BOUNDS.contains(*behind)
 
 
-def _draw_disc(start: Start, radius: float, rng: np.random.Generator) -> Disc:
-    gap = rng.uniform(ROUND_START_M, FAR_M) + MUG_RADIUS + radius
+def _draw_disc(start: Start, radius: float, far: float, rng: np.random.Generator) -> Disc:
+    gap = rng.uniform(ROUND_START_M, far) + MUG_RADIUS + radius
     angle = rng.uniform(-pi, pi)
     x, y = start.mug
     return Disc(float(x + gap * cos(angle)), float(y + gap * sin(angle)), radius)
 
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
-    for _ in range(100_000):
-        mug, block = (_draw_disc(start, radius, rng) for radius in (OUTLINE_RADIUS, BLOCK_RADIUS))
+    for attempt in range(20_000):
+        far = FAR_M * (1 + attempt / FURTHER_AFTER)
+        mug = _draw_disc(start, OUTLINE_RADIUS, far, rng)
+        block = _draw_disc(start, BLOCK_RADIUS, far, rng)
         apart = hypot(mug.x - block.x, mug.y - block.y) - mug.radius - block.radius
         if not (_is_place(mug, start) and _is_place(block, start) and apart > 0.01):
             continue

@@ -13,9 +13,10 @@ from wm_node.sim.level import Level, Point, Setup, Start, has_target
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.task import EDGE_MARGIN_M, ZONE_MARGIN_M, is_on_table, path_is_free
 
-DISTANCE_M = (0.08, 0.30)  # far enough for an edge to be within reach from every start
+TO_EDGE_M = (0.08, 0.30)  # far enough for an edge to be within reach from every start
+PAST_ZONE_M = (0.10, 0.22)  # the way round is longer
 LEAST_EDGE_M = 0.03  # from the target to the edge: the mug still stands there by itself
-THROUGH_ZONE_M = 0.015  # how deep a path must lie in the zone to count as crossing it
+THROUGH_ZONE_M = 0.006  # how deep a path must lie in the zone to count as crossing it
 TIP_FROM_MUG_M = 0.10
 
 
@@ -39,14 +40,14 @@ def behind_zone(start: Point, goal: Point) -> bool:
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
     if rng.random() < 0.5:
-        return Setup(start, DISTANCE_M, near_edge)
+        return Setup(start, TO_EDGE_M, near_edge)
     while True:  # few of the starts are beside the zone
         mug = float(rng.uniform(-0.12, 0.21)), float(rng.uniform(-0.14, 0.14))
         if ZONE_BOUNDS.contains(*mug, margin=-0.05):
             continue
         if hypot(mug[0] - start.tip[0], mug[1] - start.tip[1]) <= TIP_FROM_MUG_M:
             continue
-        setup = Setup(replace(start, mug=mug), DISTANCE_M, behind_zone)
+        setup = Setup(replace(start, mug=mug), PAST_ZONE_M, behind_zone)
         if has_target(setup):
             return setup
 

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.planning.world_model import Context, Floats, Outcomes
 from wm_node.sim.arm import driver_step, tip_for_joints
-from wm_node.sim.tabletop import (
-    DRIVER_STEP_S,
-    PHYSICS_PER_DRIVER_STEP,
-    TabletopSim,
-    has_fallen,
-    is_in_zone,
-)
+from wm_node.sim.events import has_fallen, is_in_zone
+from wm_node.sim.tabletop import DRIVER_STEP_S, PHYSICS_PER_DRIVER_STEP, TabletopSim
 from wm_node.sim.task import TICK_S
 
 STEPS_PER_TICK = round(TICK_S / DRIVER_STEP_S)
 LABELS = ("mug_x", "mug_y", "tip_x", "tip_y")
 EVENTS = ("fell", "zone")
+# What drives a rollout where the level has a moving body: MuJoCo reads these in this order.
+_WITH_MOVER = (
+    mujoco.mjtState.mjSTATE_CTRL
+    | mujoco.mjtState.mjSTATE_MOCAP_POS
+    | mujoco.mjtState.mjSTATE_MOCAP_QUAT
+)
 
 
 class SimulatorModel:
@@ -58,14 +59,17 @@ class SimulatorModel:
         """Outcomes as of :meth:`wm_node.planning.world_model.WorldModel.rollout`.
 
         The context is not read: the true state is. There are no latents and no time to goal.
+        A broken rule of the level counts as the first event, for a plan shall avoid it as well.
         """
         out = self.outcomes(actions)
         count, steps, _ = out["state"].shape
+        risk = out["risk"].copy()
+        risk[..., 0] = np.maximum(risk[..., 0], out["violation"])
         return Outcomes(
             latents=np.zeros((count, steps, 0), np.float32),
             joints=out["joints"],
             state=out["state"],
-            risk=out["risk"],
+            risk=risk,
             uncertainty=np.zeros((count, steps), np.float32),
             time_to_goal=np.full((count, steps), np.nan, np.float32),
         )
@@ -79,7 +83,8 @@ class SimulatorModel:
 
         Returns:
             ``state`` (N, H, 4) in the order of ``LABELS`` and ``joints`` (N, H, 4) at the steps'
-            ends; ``risk`` (N, H, 2), 1 where the event of ``EVENTS`` has happened by then, else 0.
+            ends; ``risk`` (N, H, 2), 1 where the event of ``EVENTS`` has happened by then, else 0;
+            ``violation`` (N, H), 1 where a rule of the level has been broken by then, else 0.
 
         Raises:
             WmError: the actions have another shape.
@@ -92,16 +97,22 @@ class SimulatorModel:
         initial = np.empty(mujoco.mj_stateSize(model, kind))
         mujoco.mj_getState(model, data, initial, kind)
         count = len(actions)
+        controls, spec = targets, mujoco.mjtState.mjSTATE_CTRL
+        times = self._sim.time_s + DRIVER_STEP_S * np.arange(1, targets.shape[1] + 1)
+        if self._sim.setup.mover is not None:
+            poses = np.repeat(self._sim.setup.mover.pose(times)[None], count, 0)
+            controls, spec = np.concatenate([targets, poses], axis=-1), _WITH_MOVER
         states, _ = self._pool.rollout(
             model,
             self._datas,
             np.repeat(initial[None], count, 0),
-            np.repeat(targets, PHYSICS_PER_DRIVER_STEP, axis=1),
+            np.repeat(controls, PHYSICS_PER_DRIVER_STEP, axis=1),
+            control_spec=spec,
             initial_warmstart=np.repeat(data.qacc_warmstart[None], count, 0),
         )
         # One row a driver step; the first number of a state is the time.
         qpos = states[:, PHYSICS_PER_DRIVER_STEP - 1 :: PHYSICS_PER_DRIVER_STEP, 1 : 1 + model.nq]
-        return self._summary(qpos)
+        return self._summary(qpos, times)
 
     def _targets(self, candidate: NDArray[np.floating]) -> NDArray[np.float64]:
         """Joint targets (T * STEPS_PER_TICK, 4) of one candidate (T, 2)."""
@@ -117,16 +128,23 @@ class SimulatorModel:
                 targets[tick * STEPS_PER_TICK + step] = driver.joints
         return targets
 
-    def _summary(self, qpos: NDArray[np.float64]) -> dict[str, Floats]:
+    def _summary(
+        self, qpos: NDArray[np.float64], times: NDArray[np.float64]
+    ) -> dict[str, Floats]:
         every = STEPS_PER_TICK * self._ticks_per_step
         ends = qpos[:, every - 1 :: every]
         tips = np.array([[tip_for_joints(row[:4]) for row in one] for one in ends])
         state = np.concatenate([ends[..., 4:6], tips], axis=-1)
         x, y, z = qpos[..., 4], qpos[..., 5], qpos[..., 6]
         fell, zone = has_fallen(z, qpos[..., 8], qpos[..., 9]), is_in_zone(x, y, z)
+        broken = np.zeros(qpos.shape[:2], dtype=np.bool_)
+        for rule in self._sim.setup.rules:
+            broken |= rule.broken(qpos, np.broadcast_to(times, broken.shape))
+        violated = np.maximum.accumulate(broken, axis=1)
         happened = np.maximum.accumulate(np.stack([fell, zone], axis=-1), axis=1)
         return {
             "state": state.astype(np.float32),
             "joints": ends[..., :4].astype(np.float32),
             "risk": happened[:, every - 1 :: every].astype(np.float32),
+            "violation": violated[:, every - 1 :: every].astype(np.float32),
         }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
+from wm_node.sim.careful import Careful
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, EpisodeScore, ScoreKeeper, Task, task_for_seed
 
@@ -64,7 +65,7 @@ PolicyFactory = Callable[[], Policy]
 class BehaviourPolicy:
     """Runs a behaviour of :mod:`wm_node.sim.behaviours` as a policy on the true state."""
 
-    make: Callable[[Task], Behaviour]
+    make: Callable[[Task, TabletopSim], Behaviour]
     uses_frames: bool = False
     _sim: TabletopSim | None = field(default=None, repr=False)
 
@@ -72,7 +73,7 @@ class BehaviourPolicy:
         """Build the behaviour for the task's goal."""
         self._sim = sim
         self._rng = np.random.default_rng([task.seed, 0xAC7])
-        self._behaviour = self.make(task)
+        self._behaviour = self.make(task, sim)
         self._behaviour.reset(sim, self._rng)
 
     def act(self, observation: Observation) -> NDArray[np.floating]:
@@ -82,19 +83,19 @@ class BehaviourPolicy:
         return self._behaviour.act(self._sim, self._rng)
 
 
-def _still(task: Task) -> Behaviour:
+def _still(task: Task, sim: TabletopSim) -> Behaviour:
     return Still()
 
 
-def _random(task: Task) -> Behaviour:
+def _random(task: Task, sim: TabletopSim) -> Behaviour:
     return Wander()
 
 
-def _scripted(task: Task) -> Behaviour:
-    return Scripted(task.goal)
+def _scripted(task: Task, sim: TabletopSim) -> Behaviour:
+    return Careful(task.goal) if sim.level.hazards else Scripted(task.goal)
 
 
-_REFERENCES: dict[str, Callable[[Task], Behaviour]] = {
+_REFERENCES: dict[str, Callable[[Task, TabletopSim], Behaviour]] = {
     "still": _still,
     "random": _random,
     "scripted": _scripted,
@@ -146,19 +147,20 @@ def run_episode(
             on_tick(observation, command)
         sim.command_tip_velocity(command, delay_s=latency_s)
         applied.append((stamp + round((latency_s + sim.actuation_delay_s) * NS), command))
-        fell, zone = _advance_tick(sim)
+        fell, zone, broken = _advance_tick(sim)
         x, y, _, _ = sim.mug_pose()
-        keeper.update((x, y), fell, zone)
+        keeper.update((x, y), fell, zone, broken)
     return keeper.score(act_ms)
 
 
-def _advance_tick(sim: TabletopSim, step_s: float = 0.01) -> tuple[bool, bool]:
-    fell = zone = False
+def _advance_tick(sim: TabletopSim, step_s: float = 0.01) -> tuple[bool, bool, str]:
+    fell, zone, broken = False, False, ""
     for _ in range(round(TICK_S / step_s)):
         sim.advance(step_s)
         fell |= sim.fell()
         zone |= sim.in_zone()
-    return fell, zone
+        broken = broken or sim.violation()
+    return fell, zone, broken
 
 
 def _work(
