@@ -73,8 +73,9 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
             )
         )
     shown = Console()
-    # A pipe or a file has no width that the table would have to fit into.
-    shown.print(fidelity_table(figures), width=None if shown.is_terminal else 120)
+    if not shown.is_terminal:
+        shown = Console(width=120)  # a pipe or a file has no width to fit into
+    shown.print(fidelity_table(figures))
     if args.json is not None:
         write_json(args.json, figures)
     return 0
@@ -92,8 +93,8 @@ def fidelity_table(figures: Mapping[str, Any]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     ranks = figures["spearman"]
     for key, title in (
-        ("cost", "rank correlation of cost, median (quartiles)"),
-        ("goal_where_mug_moved", "  of the goal's term, where the mug moves"),
+        ("cost", "rank correlation of cost, median"),
+        ("goal_where_mug_moved", "  of its goal term, where the mug moves"),
     ):
         part = ranks[key]
         beside = "" if part["median"] is None else "({:.3f} to {:.3f})".format(*part["quartiles"])
@@ -102,7 +103,7 @@ def fidelity_table(figures: Mapping[str, Any]) -> Table:
     errors = figures["mug_error_cm"]
     reading = errors["reading_now"]
     table.add_row(
-        "mug error now, as read, mean (median) cm", *_centimetres(reading), str(figures["states"])
+        "mug error now, as read (median), cm", *_centimetres(reading), str(figures["states"])
     )
     steps = {entry["step"]: entry for entry in errors["steps"]}
     for step in STEPS:
@@ -122,14 +123,15 @@ def fidelity_table(figures: Mapping[str, Any]) -> Table:
             table.add_row(f"risk of {name}", "not measured", "", "")
             continue
         positives = f"{event['positives']} of {event['cases']}"
-        base = f"{event['brier_base_rate']:.4f} by base rate"
+        states = f"in {event['positive_states']} states"
+        base = f"{event['brier_base_rate']:.4f} base rate"
         table.add_row(f"risk of {name}: calibration error", _text(event["ece"], 4), "", positives)
-        table.add_row("  Brier score", _text(event["brier"], 4), base, positives)
-        table.add_row("  AUROC", _text(event["auroc"], 3), "", positives)
+        table.add_row("  Brier score", _text(event["brier"], 4), base, "")
+        table.add_row("  AUROC", _text(event["auroc"], 3), "", states)
     table.add_section()
     exploited = figures["exploitation"]
     table.add_row(
-        "true less predicted cost: sampled sequences",
+        "true less predicted cost: sampled",
         *_with_interval(exploited["sampled_gap"]),
         str(figures["states"]),
     )
@@ -142,7 +144,7 @@ def fidelity_table(figures: Mapping[str, Any]) -> Table:
         )
         table.add_row("    true cost", *_with_interval(item["true_cost"]), "")
         table.add_row(
-            "    mug to goal at the end, cm; predicted",
+            "    mug to goal, cm; predicted",
             _text(item["true_distance_cm"]["mean"], 2),
             _text(item["predicted_distance_cm"]["mean"], 2),
             "",
@@ -153,7 +155,7 @@ def fidelity_table(figures: Mapping[str, Any]) -> Table:
         table.add_row("actions recovered, R2", "not measured", "", "")
     else:
         table.add_row(
-            "actions recovered from imagined latents, R2; observed",
+            "actions from imagined latents, R2; observed",
             _text(recovery["imagined_r2"], 3),
             _text(recovery["observed_r2"], 3),
             str(recovery["transitions"]),

@@ -54,7 +54,7 @@ ROLLED_ON = 8
 """Sequences of a state that the model rolls on from its own predictions."""
 AIMED_SHARE = 0.5
 """Of the sequences; without aim most would never touch the mug."""
-SEQUENCES_TO_FIT = 4
+SEQUENCES_TO_FIT = 6
 SEQUENCES_TO_RECOVER = 2
 FEWEST_TO_FIT = 4
 
@@ -471,7 +471,7 @@ def transitions(latents: Floats, actions: Floats) -> Transitions:
     """Pair neighbouring latents (N, H, latent) with what acted between them (N, T, A)."""
     count, steps, _ = latents.shape
     acted = actions.reshape(count, steps - 1, -1, actions.shape[-1]).mean(2)
-    pairs = np.concatenate([latents[:, :-1], latents[:, 1:]], axis=-1)
+    pairs = np.concatenate([latents[:, :-1], np.diff(latents, axis=1)], axis=-1)
     return Transitions(pairs.reshape(-1, pairs.shape[-1]), acted.reshape(-1, acted.shape[-1]))
 
 

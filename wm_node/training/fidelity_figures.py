@@ -49,7 +49,7 @@ class Transitions:
     """Pairs of latents one model step apart, and what acted between them."""
 
     latents: Floats
-    """(N, 2 * latent): before and after."""
+    """(N, 2 * latent): before, and the change."""
     actions: Floats
     """(N, A): mean over the step's ticks."""
 
@@ -251,8 +251,12 @@ def _risk(records: Sequence[StateRecord], event: int) -> dict[str, Any] | None:
     predicted = np.concatenate([r.risk.predicted[:, event] for r in records])
     if np.isnan(predicted).any():
         return None
-    happened = np.concatenate([r.risk.true[:, event] for r in records]) > 0.5
-    return reliability(predicted, happened)
+    happened = [r.risk.true[:, event] > 0.5 for r in records]
+    return {
+        # Cases of one state are alike: this is how many there are to learn from.
+        "positive_states": sum(bool(one.any()) for one in happened),
+        **reliability(predicted, np.concatenate(happened)),
+    }
 
 
 def _exploitation(records: Sequence[StateRecord]) -> dict[str, Any]:
