@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
+from rich.table import Table
 
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.epilog = (
         "Examples: wm evaluate --bundle bundles/tabletop --suite tabletop --goal image; "
-        "wm evaluate --suite tabletop --planner scripted; "
+        "wm evaluate --suite tabletop --level clutter --planner still,random,scripted; "
         "wm evaluate --bundle B --bags DIR."
     )
     parser.add_argument("--bundle", type=Path, default=None, help="what 'wm train' wrote")
@@ -29,11 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
     parser.add_argument("--bags", type=Path, default=None, help="folder of left-out recordings")
     parser.add_argument("--suite", choices=["tabletop"], default=None, help="a simulated suite")
+    parser.add_argument(
+        "--level",
+        default="basic",
+        help="of the suite: basic, edge, clutter, moving_hand or shift",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=None,
+        help="folder for example pictures; of the suite: every failure and the first successes",
+    )
     parser.add_argument("--episodes", type=int, default=200, help="how many to run")
     parser.add_argument(
         "--planner",
         default="mpc",
-        help="mpc; floors: still, random, scripted; oracle: the simulator itself as the model",
+        help="mpc; floors: still, random, scripted; oracle: the simulator itself as the model; "
+        "several, separated by commas, give one table",
     )
     parser.add_argument(
         "--goal",
@@ -69,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print a table."""
+    """Evaluate, print the figures, and write them where asked."""
     if args.bags and args.suite:
         raise WmError("give either --suite or --bags, not both.")
     if args.bags:
@@ -88,34 +102,83 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_suite(args: argparse.Namespace) -> int:
-    from wm_node.training.suite_evaluation import evaluate_suite
+    from wm_node.training.suite_evaluation import check_planners, evaluate_suite
 
+    planners = args.planner.split(",")
+    settings = _settings(args)
+    check_planners(planners, args.level, args.goal, args.bundle, args.backend, settings)
     console = Console(stderr=True)
+    rows = []
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{args.planner}, goal by {args.goal}", total=args.episodes)
-        figures = evaluate_suite(
-            args.planner,
-            args.goal,
-            args.bundle,
-            args.backend,
-            args.episodes,
-            args.seed,
-            workers=args.workers,
-            settings=_settings(args),
-            on_score=lambda score: progress.advance(task),
-        )
-    low, high = figures["success_wilson95"]
-    Console().print(
-        f"{figures['planner']}, goal by {figures['goal']}, seed {figures['seed']}: "
-        f"{figures['successes']}/{figures['episodes']} succeeded "
-        f"({100 * figures['success']:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}), "
-        f"{figures['falls']} falls, {figures['zone_entries']} zone entries, "
-        f"plan p50 {figures['plan_ms']['p50']} ms, p99 {figures['plan_ms']['p99']} ms",
-        soft_wrap=True,
-    )
+        for planner in planners:
+            task = progress.add_task(f"{planner}, level {args.level}", total=args.episodes)
+            figures = evaluate_suite(
+                planner,
+                args.goal,
+                args.bundle,
+                args.backend,
+                args.episodes,
+                args.seed,
+                workers=args.workers,
+                settings=settings,
+                on_score=partial(_advance, progress, task),
+                level=args.level,
+                pictures=args.pictures,
+            )
+            rows.append(figures)
+    if len(rows) == 1:
+        Console().print(_line(rows[0]), soft_wrap=True)
+    else:
+        Console().print(_table(rows))
     if args.json is not None:
+        several = {"level": args.level, "seed": args.seed, "planners": rows}
+        figures = rows[0] if len(rows) == 1 else several
         write_json(args.json, figures)
     return 0
+
+
+def _advance(progress: Progress, task: TaskID, score: object) -> None:
+    progress.advance(task)
+
+
+def _success(figures: dict[str, Any]) -> str:
+    low, high = figures["success_wilson95"]
+    return f"{100 * figures['success']:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['planner']}, level {figures['level']}, goal by {figures['goal']}, "
+        f"seed {figures['seed']}: "
+        f"{figures['successes']}/{figures['episodes']} succeeded ({_success(figures)}), "
+        f"{figures['violations']} violations, "
+        f"{figures['falls']} falls, {figures['zone_entries']} zone entries, "
+        f"plan p50 {figures['plan_ms']['p50']} ms, p99 {figures['plan_ms']['p99']} ms"
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    first = rows[0]
+    table = Table(
+        title=f"level {first['level']}, goal by {first['goal']}, seed {first['seed']}, "
+        f"{first['episodes']} episodes"
+    )
+    table.add_column("planner")
+    for name in ("succeeded", "95 %", "violations", "falls", "zone", "ticks", "plan p50 ms"):
+        table.add_column(name, justify="right")
+    for figures in rows:
+        low, high = figures["success_wilson95"]
+        table.add_row(
+            figures["planner"],
+            str(figures["successes"]),
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            str(figures["violations"]),
+            str(figures["falls"]),
+            str(figures["zone_entries"]),
+            str(figures["ticks_mean"]),
+            str(figures["plan_ms"]["p50"]),
+        )
+    return table
 
 
 def _settings(args: argparse.Namespace) -> Any:

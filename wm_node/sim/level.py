@@ -92,7 +92,7 @@ class Level:
     """
 
     name: str
-    parts: SceneParts = SceneParts()
+    parts: SceneParts | None = None
     arrange: Callable[[mujoco.MjModel, Start, np.random.Generator], Setup] = _as_drawn
     hazards: bool = False
 

@@ -112,7 +112,7 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
     yaw = rng.uniform(-pi, pi)
     model.body_pos[body, :2] = block.x, block.y
     model.body_quat[body] = cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)
-    # Dark with a light band, unlike any mug that is to be pushed: which one is meant is not in doubt.
+    # Dark with a light band, unlike any mug that is to be pushed: no doubt which one is meant.
     dark = rng.uniform(0.10, 0.28, 3)
     for part in _PAINTED:
         model.geom_rgba[model.geom(f"second_mug_{part}").id, :3] = dark

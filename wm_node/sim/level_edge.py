@@ -1,5 +1,8 @@
-"""Level ``edge``: where foresight of risk pays. Half the targets lie near the table's edge, and half
-where the straight path would push the mug through the red zone."""
+"""Level ``edge``: where foresight of risk pays.
+
+Half the targets lie near the table's edge, and half where the straight path would push the mug
+through the red zone.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
 from wm_node.sim.careful import Careful
+from wm_node.sim.levels import find_level
+from wm_node.sim.strips import Trace
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, EpisodeScore, ScoreKeeper, Task, task_for_seed
 
@@ -163,21 +165,48 @@ def _advance_tick(sim: TabletopSim, step_s: float = 0.01) -> tuple[bool, bool, s
     return fell, zone, broken
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What all workers of a suite have in common."""
+
+    level: str
+    latency_s: float
+    camera_size: tuple[int, int]
+    delay_s: float
+    traced: bool
+
+    def simulator(self, policy: Policy) -> TabletopSim:
+        level = find_level(self.level)
+        return TabletopSim(self.camera_size, policy.uses_frames, self.delay_s, level=level)
+
+    def run(self, sim: TabletopSim, seed: int, policy: Policy) -> tuple[EpisodeScore, Trace | None]:
+        if not self.traced:
+            return run_episode(sim, seed, policy, self.latency_s), None
+        poses: list[NDArray[np.float64]] = []
+        times: list[float] = []
+
+        def note() -> None:
+            poses.append(sim.pose())
+            times.append(sim.time_s)
+
+        score = run_episode(sim, seed, policy, self.latency_s, lambda *_: note())
+        note()  # how it ended
+        return score, Trace(np.array(poses), np.array(times))
+
+
 def _work(
     pipe: Connection,
     factory: PolicyFactory,
     seeds: Sequence[int],
-    latency_s: float,
-    camera_size: tuple[int, int],
-    delay_s: float,
+    settings: _Settings,
 ) -> None:
     """Run in a worker process: one simulator, one policy, episode after episode."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
         policy = factory()
-        sim = TabletopSim(camera_size, policy.uses_frames, delay_s)
+        sim = settings.simulator(policy)
         for seed in seeds:
-            pipe.send(run_episode(sim, seed, policy, latency_s))
+            pipe.send(settings.run(sim, seed, policy))
     except WmError as error:
         pipe.send(error)
     except Exception:
@@ -192,6 +221,8 @@ def run_suite(
     camera_size: tuple[int, int] = (320, 240),
     actuation_delay_s: float = 0.0,
     on_score: Callable[[EpisodeScore], None] | None = None,
+    level: str = "basic",
+    on_trace: Callable[[EpisodeScore, Trace], None] | None = None,
 ) -> list[EpisodeScore]:
     """Score a policy on the tasks of ``seeds``.
 
@@ -204,46 +235,52 @@ def run_suite(
         camera_size: width and height of the frames.
         actuation_delay_s: of the robot itself, on top of the latency.
         on_score: called after each episode, in the order of their ends, for progress.
+        level: name of the suite's level, see :mod:`wm_node.sim.levels`.
+        on_trace: called after each episode with what it looked like, for picture strips.
 
     Returns:
         One score a seed, in their order; the same for any number of workers, but for ``act_ms``.
     """
     if workers < 1:
         raise WmError("the suite needs at least one worker.")
+    find_level(level)
+    settings = _Settings(level, latency_s, camera_size, actuation_delay_s, on_trace is not None)
+    by_seed: dict[int, EpisodeScore] = {}
+
+    def ended(score: EpisodeScore, trace: Trace | None) -> None:
+        by_seed[score.seed] = score
+        if on_trace is not None and trace is not None:
+            on_trace(score, trace)
+        if on_score is not None:
+            on_score(score)
+
     if workers == 1 or len(seeds) == 1:
-        scores = []
         policy = policy_factory()
-        sim = TabletopSim(camera_size, policy.uses_frames, actuation_delay_s)
+        sim = settings.simulator(policy)
         for seed in seeds:
-            scores.append(run_episode(sim, seed, policy, latency_s))
-            if on_score is not None:
-                on_score(scores[-1])
+            ended(*settings.run(sim, seed, policy))
         sim.close()
-        return scores
-    shares = [list(seeds[worker::workers]) for worker in range(min(workers, len(seeds)))]
-    settings = (latency_s, camera_size, actuation_delay_s)
-    by_seed = {
-        score.seed: score for score in _in_processes(policy_factory, shares, settings, on_score)
-    }
+    else:
+        shares = [list(seeds[worker::workers]) for worker in range(min(workers, len(seeds)))]
+        _in_processes(policy_factory, shares, settings, ended)
     return [by_seed[seed] for seed in seeds]
 
 
 def _in_processes(
     factory: PolicyFactory,
     shares: list[list[int]],
-    settings: tuple[float, tuple[int, int], float],
-    on_score: Callable[[EpisodeScore], None] | None,
-) -> list[EpisodeScore]:
+    settings: _Settings,
+    ended: Callable[[EpisodeScore, Trace | None], None],
+) -> None:
     # spawn: a process that has an OpenGL context or threads must not be forked.
     context = multiprocessing.get_context("spawn")
     missing: dict[Connection, int] = {}
     processes = []
-    scores: list[EpisodeScore] = []
     try:
         for share in shares:
             mine, theirs = context.Pipe(duplex=False)
             process = context.Process(
-                target=_work, args=(theirs, factory, share, *settings), daemon=True
+                target=_work, args=(theirs, factory, share, settings), daemon=True
             )
             process.start()
             theirs.close()
@@ -252,14 +289,12 @@ def _in_processes(
         while missing:
             for pipe in cast(list[Connection], wait(list(missing))):
                 try:
-                    message: EpisodeScore | BaseException = pipe.recv()
+                    message: tuple[EpisodeScore, Trace | None] | BaseException = pipe.recv()
                 except EOFError:
                     raise WmError("a worker process of the suite died; see its output.") from None
                 if isinstance(message, BaseException):
                     raise message
-                scores.append(message)
-                if on_score is not None:
-                    on_score(message)
+                ended(*message)
                 missing[pipe] -= 1
                 if not missing[pipe]:
                     del missing[pipe]
@@ -268,4 +303,3 @@ def _in_processes(
             if missing:
                 process.terminate()
             process.join()
-    return scores

@@ -469,7 +469,6 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stride", type=float, help="seconds between predictions (default: two model steps)"
     )
-    group.add_argument("--pictures", type=Path, default=None, help="folder for example pictures")
 
 
 def run_bags(args: argparse.Namespace) -> int:

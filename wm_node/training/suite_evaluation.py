@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from scipy.stats import binomtest
 from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.levels import find_level
+from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
 from wm_node.sim.task import EpisodeScore
 from wm_node.training.policies import MpcPolicy, OraclePolicy, PlanSettings
@@ -63,8 +66,29 @@ def policy_factory(
     return partial(MpcPolicy, str(bundle), backend, goal, settings)
 
 
+def check_planners(
+    planners: Sequence[str],
+    level: str,
+    goal: str,
+    bundle: Path | None,
+    backend: str,
+    settings: PlanSettings,
+) -> None:
+    """Refuse what cannot run before anything runs.
+
+    Raises:
+        WmError: an unknown planner or level, or ``mpc`` without a bundle.
+    """
+    find_level(level)
+    for planner in planners:
+        policy_factory(planner, goal, bundle, backend, settings)
+
+
 def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
-    """Return counts, the Wilson interval of success, and planning times in ms."""
+    """Return counts, the Wilson interval of success, and planning times in ms.
+
+    Falls and zone entries are violations too, beside the breaches of the level's own rules.
+    """
     count = len(scores)
     successes = sum(score.success for score in scores)
     times = np.concatenate([np.asarray(score.act_ms) for score in scores])
@@ -76,6 +100,10 @@ def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
         "success_wilson95": [round(low, 4), round(high, 4)],
         "falls": sum(score.fell for score in scores),
         "zone_entries": sum(score.zone for score in scores),
+        "violations": sum(score.violation for score in scores),
+        "violation_reasons": dict(
+            sorted(Counter(score.reason for score in scores if score.reason).items())
+        ),
         "ticks_mean": round(float(np.mean([score.ticks for score in scores])), 2),
         "final_distance_cm": round(
             float(np.mean([score.final_distance for score in scores])) * 100, 2
@@ -98,13 +126,36 @@ def evaluate_suite(
     workers: int = 2,
     settings: PlanSettings | None = None,
     on_score: Callable[[EpisodeScore], None] | None = None,
+    level: str = "basic",
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """Run a planner on the suite and return its figures."""
+    """Run a planner on a level of the suite and return its figures.
+
+    With ``pictures``, a folder, strips of the first successes and of every failure are written.
+    """
     settings = settings or PlanSettings()
     factory = policy_factory(planner, goal, bundle, backend, settings)
     seeds = evaluation_seeds(seed, episodes, first_seed)
-    scores = run_suite(factory, seeds, workers, latency_s=settings.latency_s, on_score=on_score)
-    return {"planner": planner, "goal": goal, "seed": seed, **summarise(scores)}
+    traced: list[tuple[EpisodeScore, Trace]] = []
+    scores = run_suite(
+        factory,
+        seeds,
+        workers,
+        latency_s=settings.latency_s,
+        on_score=on_score,
+        level=level,
+        on_trace=None if pictures is None else lambda *episode: traced.append(episode),
+    )
+    figures = {
+        "planner": planner,
+        "goal": goal,
+        "seed": seed,
+        "level": level,
+        **summarise(scores),
+    }
+    if pictures is not None:
+        figures["pictures"] = len(write_strips(pictures, level, planner, traced))
+    return figures
 
 
 def planning_score(

@@ -1,0 +1,304 @@
+"""Levels of the suite: what each adds, what it forbids, and that `basic` has stayed as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wm_node.errors import WmError
+from wm_node.sim.arm import driver_at, tip_for_joints, tips_for_joints
+from wm_node.sim.level import standing
+from wm_node.sim.level_edge import behind_zone, near_edge
+from wm_node.sim.level_hand import Reach
+from wm_node.sim.levels import LEVELS, find_level
+from wm_node.sim.oracle import SimulatorModel
+from wm_node.sim.scene import MUG_MASS, TABLE_BOUNDS, ZONE_BOUNDS
+from wm_node.sim.suite import reference_policy, run_episode, run_suite
+from wm_node.sim.tabletop import State, TabletopSim
+from wm_node.sim.task import path_is_free, task_for_seed
+
+RECORDED = json.loads((Path(__file__).parent / "basic_level.json").read_text(encoding="utf-8"))
+ADDED = ("edge", "clutter", "moving_hand", "shift")
+
+
+@pytest.fixture(scope="module")
+def sims() -> dict[str, TabletopSim]:
+    return {name: TabletopSim(render=False, level=level) for name, level in LEVELS.items()}
+
+
+def moved_to(
+    sim: TabletopSim, mug: tuple[float, float], tip: tuple[float, float], **others: list[float]
+) -> State:
+    """The present moment, but with the mug and the tip, and added bodies, elsewhere."""
+    state = sim.save()
+    physics = state.physics.copy()
+    pose = sim.goal_pose(mug, tip=tip)
+    for name, values in others.items():
+        at = int(sim.model.joint(name).qposadr[0])
+        pose[at : at + 7] = values
+    physics[1 : 1 + sim.model.nq] = pose  # after the time
+    return replace(state, physics=physics, driver=driver_at(*tip))
+
+
+# ---- basic -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recorded", RECORDED["episodes"], ids=lambda one: str(one["seed"]))
+def test_basic_episodes_are_those_recorded_before_there_were_levels(sims, recorded):
+    score = run_episode(sims["basic"], recorded["seed"], reference_policy("scripted")())
+    # Bit for bit on the machine that recorded them; elsewhere sines may round differently.
+    assert score.goal == pytest.approx(recorded["goal"], abs=1e-12)
+    assert score.success == recorded["success"]
+    assert score.ticks == recorded["ticks"]
+    for name in ("start_distance", "final_distance", "least_distance"):
+        assert getattr(score, name) == pytest.approx(recorded[name], abs=1e-6)
+
+
+def test_basic_pictures_are_those_recorded_before_there_were_levels():
+    sim = TabletopSim((320, 240))
+    for recorded in RECORDED["pictures"]:
+        sim.reset(recorded["seed"])
+        means = sim.render().reshape(6, 40, 8, 40, 3).mean((1, 3))
+        np.testing.assert_allclose(means, recorded["means"], atol=0.5)
+    sim.close()
+
+
+def test_levels_share_what_the_seed_draws(sims):
+    for sim in sims.values():
+        sim.reset(21)
+    basic = sims["basic"]
+    for name in ("clutter", "moving_hand", "shift"):
+        assert sims[name].setup.start == basic.setup.start
+        np.testing.assert_allclose(sims[name].pose()[:11], basic.pose(), atol=1e-3)
+    assert sims["edge"].setup.start.tip == basic.setup.start.tip
+
+
+def test_unknown_levels_are_refused():
+    with pytest.raises(WmError, match="moving_hand"):
+        find_level("hard")
+
+
+# ---- all added levels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_seed_decides_the_episode_and_a_snapshot_repeats_it(sims, name):
+    sim, other = sims[name], TabletopSim(render=False, level=LEVELS[name])
+    other.reset(5)
+    first, second = task_for_seed(sim, 8), task_for_seed(other, 8)
+    assert first == second
+    rng = np.random.default_rng(2)
+    commands = rng.uniform(-0.25, 0.25, (12, 2))
+
+    def drive() -> list[list[float]]:
+        seen = []
+        for command in commands:
+            sim.command_tip_velocity(command)
+            sim.advance(0.1)
+            seen.append([*sim.pose(), *sim.data.mocap_pos.ravel(), *sim.data.mocap_quat.ravel()])
+        return seen
+
+    sim.advance(0.7)
+    state = sim.save()
+    path = drive()
+    sim.reset(9)
+    sim.restore(state)
+    assert drive() == path
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_whoever_does_not_move_breaks_no_rule_and_has_no_success(sims, name):
+    for seed in range(4):
+        score = run_episode(sims[name], 600_000 + seed, reference_policy("still")())
+        assert not score.success
+        assert score.reason == ""
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_the_level_can_be_done(sims, name):
+    policy = reference_policy("scripted")()
+    scores = [run_episode(sims[name], 600_000 + seed, policy) for seed in range(8)]
+    assert sum(score.success for score in scores) >= 4
+    assert all(score.violation == bool(score.reason) for score in scores)
+    assert not any(score.success and score.violation for score in scores)
+
+
+@pytest.mark.parametrize("name", ["clutter", "moving_hand"])
+def test_the_oracle_predicts_exactly_what_then_happens(sims, name):
+    sim = sims[name]
+    sim.reset(3)
+    sim.advance(0.6)
+    model = SimulatorModel(sim, 2)
+    actions = np.random.default_rng(0).uniform(-0.25, 0.25, (3, 16, 2)).astype(np.float32)
+    # One candidate goes straight for what must not be touched.
+    actions[0] = 0.25 * np.sign(np.array(_forbidden(sim)) - sim.tip())
+    state = sim.save()
+    out = model.outcomes(actions)
+    for candidate in range(3):
+        sim.restore(state)
+        broken = False
+        for tick, action in enumerate(actions[candidate]):
+            sim.command_tip_velocity(action)
+            for _ in range(10):
+                sim.advance(0.01)
+                broken |= bool(sim.violation())
+            if tick % 2:
+                true = [*sim.mug_pose()[:2], *sim.tip()]
+                np.testing.assert_allclose(out["state"][candidate, tick // 2], true, atol=1e-6)
+                assert out["violation"][candidate, tick // 2] == broken
+    model.close()
+
+
+def _forbidden(sim: TabletopSim) -> tuple[float, float]:
+    if sim.setup.mover is not None:
+        x, y = sim.setup.mover.pose(np.asarray(1.8))[:2].tolist()
+        return x, y
+    x, y = sim.setup.rest_qpos[:2]
+    return x, y
+
+
+# ---- each ------------------------------------------------------------------------------------
+
+
+def test_edge_targets_are_near_an_edge_or_behind_the_zone(sims):
+    sim, kinds = sims["edge"], []
+    for seed in range(24):
+        task = task_for_seed(sim, seed)
+        assert TABLE_BOUNDS.contains(*task.goal, margin=0.03)
+        assert not ZONE_BOUNDS.contains(*task.goal, margin=-0.03)
+        if sim.setup.accepts is near_edge:
+            assert not TABLE_BOUNDS.contains(*task.goal, margin=0.06)
+        else:
+            assert sim.setup.accepts is behind_zone
+            assert not path_is_free(task.start, task.goal, 0.0)
+        kinds.append(sim.setup.accepts is near_edge)
+    assert 6 <= sum(kinds) <= 18
+
+
+def test_clutter_leaves_a_free_path(sims):
+    sim = sims["clutter"]
+    for seed in range(10):
+        task = task_for_seed(sim, seed)
+        for disc in sim.setup.obstacles:
+            for share in np.linspace(0.0, 1.0, 11):
+                x, y = (a + share * (b - a) for a, b in zip(task.start, task.goal, strict=True))
+                assert math.dist((x, y), (disc.x, disc.y)) > disc.radius + 0.04 + 0.03
+
+
+def test_a_second_mug_that_is_moved_or_falls_is_a_violation(sims):
+    sim = sims["clutter"]
+    sim.reset(4)
+    x, y = sim.setup.rest_qpos[:2]
+    away = (-x, -y)
+    tip = sim.setup.start.tip
+    mug = sim.mug_pose()[:2]
+    sim.restore(moved_to(sim, mug, tip, second_mug=standing(x + 0.015, y, 0.0)))
+    assert sim.violation() == ""
+    sim.restore(moved_to(sim, mug, tip, second_mug=standing(x + 0.025, y, 0.0)))
+    assert sim.violation() == "second mug was moved"
+    lying = [x, y, 0.04, math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0]
+    sim.restore(moved_to(sim, mug, tip, second_mug=lying))
+    assert sim.violation() == "second mug fell"
+    assert away != mug
+
+
+def test_the_block_stops_a_mug(sims):
+    sim = sims["clutter"]
+    sim.reset(4)
+    block = sim.model.body_pos[sim.model.body("block").id]
+    x, y = float(block[0]), float(block[1])
+    far = [0.0, 0.29, 0.0, 1.0, 0.0, 0.0, 0.0]  # the second mug, out of the way
+    state = moved_to(sim, (x - 0.11, y), (x - 0.17, y), second_mug=far)
+    sim.restore(state)
+    for _ in range(12):
+        sim.command_tip_velocity((0.12, 0.0))
+        sim.advance(0.1)
+    beside = abs(sim.mug_pose()[1] - y) > 0.03  # it slid past, off the corner
+    assert beside or sim.mug_pose()[0] < x - 0.05
+    np.testing.assert_array_equal(sim.model.body_pos[sim.model.body("block").id], block)
+
+
+def test_the_hand_touched_by_arm_or_mug_is_a_violation(sims):
+    sim = sims["moving_hand"]
+    sim.reset(2)
+    assert isinstance(sim.setup.mover, Reach)
+    reach = sim.setup.mover
+    sim.advance(round(reach.begin_s + reach.in_s, 1))  # the hand is in
+    x, y = reach.fingertips(np.asarray(sim.time_s)).tolist()
+    tip, mug = sim.setup.start.tip, sim.setup.start.mug
+    assert sim.violation() == ""
+    sim.restore(moved_to(sim, mug, (x, y)))
+    assert sim.violation() == "arm touched the hand"
+    sim.restore(moved_to(sim, (x, y), tip))
+    assert sim.violation() == "mug hit the hand"
+
+
+def test_the_hand_comes_goes_and_keeps_its_outline(sims):
+    sim = sims["moving_hand"]
+    times = np.arange(0.0, 6.0, 0.01)
+    for seed in range(5):
+        sim.reset(seed)
+        assert isinstance(sim.setup.mover, Reach)
+        reach = sim.setup.mover
+        tips = reach.fingertips(times)
+        on_table = np.array([TABLE_BOUNDS.contains(*tip) for tip in tips.tolist()])
+        assert on_table.any()
+        assert not on_table[0]
+        assert not on_table[times > 4.0].any()
+        assert np.linalg.norm(np.diff(tips, axis=0), axis=1).max() < 0.015  # 1.5 m/s
+        # Shapes that are drawn and collide lie within the outline that the rules use.
+        sim.advance(1.0)
+        person = sim.model.body("person").id
+        for geom in np.flatnonzero(sim.model.geom_bodyid == person).tolist():
+            x, y, _ = sim.data.geom_xpos[geom]
+            assert reach.clearance(x, y, np.asarray(sim.time_s)) < 0.0
+
+
+def test_shift_leaves_the_training_range(sims):
+    sim = sims["shift"]
+    mug, square = sim.model.body("mug").id, sim.model.geom("shift_square").id
+    seen = []
+    for seed in range(6):
+        sim.reset(seed)
+        mass = sim.model.body_mass[mug] / MUG_MASS
+        assert mass < 0.5 or mass > 2.0
+        friction = sim.model.geom_friction[sim.model.geom("mug_body").id, 0]
+        assert friction < 0.25 or friction > 0.60
+        seen.append((*sim.model.geom_pos[square, :2], *sim.model.geom_rgba[square, :3]))
+    assert len(set(seen)) == 6
+
+
+def test_shift_moves_the_camera_by_two_centimetres_and_two_degrees(sims):
+    for sim in (sims["basic"], sims["shift"]):
+        sim.reset(3)
+    cameras = [(s.model.cam_pos[0], s.model.cam_quat[0]) for s in (sims["basic"], sims["shift"])]
+    (place, turn), (new_place, new_turn) = cameras
+    assert np.linalg.norm(new_place - place) == pytest.approx(0.02)
+    assert 2 * math.acos(abs(float(turn @ new_turn))) == pytest.approx(math.radians(2.0), abs=1e-6)
+
+
+def test_tips_of_many_joints_are_those_of_each(sims):
+    joints = np.random.default_rng(0).uniform(-1.0, 1.0, (3, 4))
+    expected = [tip_for_joints(row) for row in joints.tolist()]
+    np.testing.assert_allclose(tips_for_joints(joints), expected, atol=1e-12)
+
+
+def test_workers_play_the_level_and_trace_it():
+    told = []
+    scores = run_suite(
+        reference_policy("still"),
+        [600_000, 600_001],
+        workers=2,
+        level="clutter",
+        on_trace=lambda score, trace: told.append((score.seed, trace)),
+    )
+    assert [score.seed for score in scores] == [600_000, 600_001]
+    traces = dict(told)
+    assert set(traces) == {600_000, 600_001}
+    assert traces[600_000].poses.shape == (61, 18)
+    np.testing.assert_allclose(traces[600_000].times_s, np.arange(61) / 10)
