@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,27 +20,25 @@ MAX_GOLDEN_BYTES = 200_000_000
 TOLERANCE = {"f32": 2e-3, "f16": 2e-2, "bf16": 8e-2}
 
 
-def _openvino(bundle: Bundle, threads: int) -> tuple[Engine, str]:
+def _openvino(bundle: Bundle, threads: int) -> Engine:
     from wm_node.engine.openvino_backend import OpenVinoEngine
 
-    engine = OpenVinoEngine(bundle, threads)
-    return engine, engine.precision
+    return OpenVinoEngine(bundle, threads)
 
 
-def _torch(bundle: Bundle, threads: int) -> tuple[Engine, str]:
+def _torch(bundle: Bundle, threads: int) -> Engine:
     from wm_node.engine.torch_backend import TorchEngine
 
-    return TorchEngine(bundle, threads), "f32"
+    return TorchEngine(bundle, threads)
 
 
-def _tensorrt(bundle: Bundle, threads: int, precision: str = "fp32") -> tuple[Engine, str]:
+def _tensorrt(bundle: Bundle, threads: int, precision: str = "fp32") -> Engine:
     from wm_node.engine.tensorrt_backend import TensorRtEngine
 
-    engine = TensorRtEngine(bundle, threads, precision)
-    return engine, engine.precision
+    return TensorRtEngine(bundle, threads, precision)
 
 
-BACKENDS: dict[str, Callable[[Bundle, int], tuple[Engine, str]]] = {
+BACKENDS: dict[str, Callable[[Bundle, int], Engine]] = {
     "openvino": _openvino,
     "torch": _torch,
     "tensorrt": _tensorrt,
@@ -63,13 +61,14 @@ def load_engine(bundle: Bundle, backend: str = "openvino", threads: int = 1) -> 
     if backend not in BACKENDS:
         raise WmError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}.")
     try:
-        engine, precision = BACKENDS[backend](bundle, threads)
+        engine = BACKENDS[backend](bundle, threads)
     except ImportError as error:
         raise WmError(
             f"backend '{backend}' is not installed ({error}); install it or choose another of "
             f"{', '.join(BACKENDS)}."
         ) from error
-    check_golden(bundle, engine, TOLERANCE[precision])
+    # Whole searches take long to compile: each is checked when it is prepared for use.
+    check_golden(bundle, engine, [n for n, spec in bundle.graphs.items() if spec.search is None])
     return engine
 
 
@@ -93,15 +92,24 @@ def read_golden(bundle: Bundle) -> dict[str, dict[str, dict[str, NDArray[Any]]]]
     return golden
 
 
-def check_golden(bundle: Bundle, engine: Engine, tolerance: float) -> float:
-    """Run every graph on the golden inputs; return the largest error in deviations.
+def check_golden(
+    bundle: Bundle, engine: Engine, graphs: Sequence[str], tolerance: float | None = None
+) -> float:
+    """Run graphs on the golden inputs; return the largest error in deviations.
+
+    Args:
+        bundle: with the golden arrays.
+        engine: what runs its graphs.
+        graphs: names of those to check.
+        tolerance: largest error allowed; None: that of the engine's precision.
 
     Raises:
         WmError: an output is missing, non-finite or too far from the reference.
     """
+    tolerance = TOLERANCE[engine.precision] if tolerance is None else tolerance
     worst = 0.0
     golden = read_golden(bundle)
-    for graph in bundle.graphs:
+    for graph in graphs:
         if graph not in golden:
             raise WmError(f"the bundle {bundle.path} has no golden arrays for graph '{graph}'.")
         outputs = engine.run(graph, golden[graph]["in"])

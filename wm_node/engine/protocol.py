@@ -16,6 +16,8 @@ class Engine(Protocol):
 
     name: str
     """Backend and precision, such as ``openvino-f32``."""
+    precision: str
+    """Of its matrix products: f32, f16 or bf16."""
 
     def prepare(self, graph: str, inputs: Arrays) -> None:
         """Compile and warm a graph for the shapes of these inputs, before the first deadline."""

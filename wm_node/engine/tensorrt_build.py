@@ -150,7 +150,13 @@ def build_engine(
     Raises:
         WmError: TensorRT cannot parse or build it; the message holds its first error.
     """
-    from wm_node.engine.onnx_network import dynamic_axes, read_network
+    try:
+        from wm_node.engine.onnx_network import dynamic_axes, read_network
+    except ImportError as error:
+        raise WmError(
+            f"building an engine needs the package onnx ({error}); pip install onnx, or compile "
+            "elsewhere and copy the cache."
+        ) from error
 
     path = bundle.file(bundle.graphs[graph].file)
     bridge = LogBridge(trt)

@@ -18,11 +18,11 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.name = "torch-f32"
+        self.precision = "f32"
+        self.name = f"torch-{self.precision}"
         self._bundle = bundle
-        self._functions = {
-            name: graph.function for name, graph in graphs_of(load_network(bundle)).items()
-        }
+        graphs = graphs_of(load_network(bundle), bundle.profile)
+        self._functions = {name: graph.function for name, graph in graphs.items()}
 
     def prepare(self, graph: str, inputs: Arrays) -> None:
         """See :class:`wm_node.engine.protocol.Engine`."""
