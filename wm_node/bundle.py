@@ -35,6 +35,19 @@ MAX_FILE_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)
+class SearchSize:
+    """What is fixed in a graph that searches a whole plan."""
+
+    candidates: int
+    """Of each iteration."""
+    iterations: int
+    seeds: int
+    """Candidates of the first iteration that the caller gives."""
+    elites: int
+    """Candidates that the next iteration is fitted to."""
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """Names of the inputs and outputs of one ONNX graph, in its order."""
 
@@ -43,6 +56,8 @@ class GraphSpec:
     outputs: tuple[str, ...]
     full_precision: bool = False
     """A backend must not compute it in fewer than 32 bits."""
+    search: SearchSize | None = None
+    """Of graphs that search a whole plan."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +187,11 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
                 inputs=tuple(map(str, entry["inputs"])),
                 outputs=tuple(map(str, entry["outputs"])),
                 full_precision=bool(entry.get("full_precision", False)),
+                search=_search_size(entry["search"]) if "search" in entry else None,
             )
             for name, entry in graphs.items()
         }
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise WmError(f"the bundle {folder} is damaged: its manifest lists no graphs.") from error
     if missing := [name for name in GRAPHS if name not in specs]:
         raise WmError(
@@ -186,3 +202,16 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
         if spec.file not in manifest["files"]:
             raise WmError(f"the bundle {folder} is damaged: graph '{name}' has no checked file.")
     return specs
+
+
+def _search_size(entry: Any) -> SearchSize:
+    sizes = {name: int(entry[name]) for name in SearchSize.__dataclass_fields__}
+    size = SearchSize(**sizes)
+    if not (
+        4 <= size.candidates <= 65536
+        and 1 <= size.iterations <= 100
+        and 1 <= size.seeds < size.candidates
+        and 2 <= size.elites <= size.candidates
+    ):
+        raise ValueError(f"search sizes out of range: {sizes}")
+    return size

@@ -8,6 +8,9 @@ candidates. The context's keys and values are computed once and shared by all ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -40,13 +43,17 @@ class Block(nn.Module):
         result: Tensor = x + self.mlp(self.norm_mlp(x))
         return result
 
-    def forward(self, context: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the updated context (B, C, W) and candidate tokens (B, N, H, W)."""
+    def remember(self, context: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the updated context (B, C, W) and its keys and values (B, heads, C, W / heads)."""
         scale = (context.shape[-1] // self.heads) ** -0.5
         query, key, value = self._split(context)
         weights = torch.softmax(query @ key.transpose(-1, -2) * scale, dim=-1)
-        new_context = self._finish(context, weights @ value)
+        return self._finish(context, weights @ value), (key, value)
 
+    def follow(self, tokens: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Return the updated candidate tokens (B, N, H, W)."""
+        key, value = memory
+        scale = (tokens.shape[-1] // self.heads) ** -0.5
         # Plain matrix products: torch's fused attention is slow on CPUs at these short lengths.
         own_query, own_key, own_value = self._split(tokens)
         past = own_query @ key.unsqueeze(1).transpose(-1, -2) * scale  # (B, N, heads, H, C)
@@ -54,7 +61,11 @@ class Block(nn.Module):
         weights = torch.softmax(torch.cat([past, own], dim=-1), dim=-1)
         length = key.shape[-2]
         mixed = weights[..., :length] @ value.unsqueeze(1) + weights[..., length:] @ own_value
-        return new_context, self._finish(tokens, mixed)
+        return self._finish(tokens, mixed)
+
+
+Memory = list[tuple[Tensor, Tensor]]
+"""Keys and values of the context in every block."""
 
 
 class Dynamics(nn.Module):
@@ -96,17 +107,40 @@ class Dynamics(nn.Module):
         Returns:
             Predicted latents (B, N, H, latent) and the hidden states (B, N, H, W) behind them.
         """
+        return self.follow(self.remember(latents, joints, past), latents[:, -1], actions, guess)
+
+    def remember(self, latents: Tensor, joints: Tensor, past: Tensor) -> Memory:
+        """Read the context once, for any number of rollouts; arguments as :meth:`forward`."""
         context = (
             self.latent_in(latents)
             + self.joints_in(joints)
             + self.past_in(past)
             + self.context_position
         )
+        memory: Memory = []
+        for block in cast(Iterable[Block], self.blocks):
+            context, kept = block.remember(context)
+            memory.append(kept)
+        return memory
+
+    def follow(
+        self, memory: Memory, present: Tensor, actions: Tensor, guess: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Roll candidates out of a remembered context.
+
+        Args:
+            memory: of :meth:`remember`.
+            present: (B, latent) newest latent of the context.
+            actions, guess: as :meth:`forward`.
+
+        Returns:
+            As :meth:`forward`.
+        """
         horizon = actions.shape[2]
         tokens = self.action_in(actions) + self.guess_in(guess) + self.step_position[:horizon]
         mask = self.mask[:horizon, :horizon].to(tokens.dtype)
-        for block in self.blocks:
-            context, tokens = block(context, tokens, mask)
+        blocks = cast(Iterable[Block], self.blocks)
+        for block, kept in zip(blocks, memory, strict=True):
+            tokens = block.follow(tokens, kept, mask)
         hidden = self.norm(tokens)
-        present = latents[:, -1].unsqueeze(1).unsqueeze(1)
-        return present + self.latent_out(hidden), hidden
+        return present.unsqueeze(1).unsqueeze(1) + self.latent_out(hidden), hidden

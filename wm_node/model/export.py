@@ -6,7 +6,8 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,20 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wm_node.bundle import GOLDEN, WEIGHTS, Bundle, write_bundle
+from wm_node.bundle import GOLDEN, WEIGHTS, Bundle, SearchSize, write_bundle
 from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.plan_graph import Columns, plan_search
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import RobotProfile
 
 OPSET = 17  # read by OpenVINO, ONNX Runtime and every TensorRT since 8.6
 GOLDEN_CANDIDATES = 4
+PRESETS = {
+    "plan_fast": SearchSize(candidates=32, iterations=3, seeds=11, elites=4),
+    "plan_normal": SearchSize(candidates=128, iterations=3, seeds=11, elites=15),
+    "plan_thorough": SearchSize(candidates=512, iterations=4, seeds=11, elites=61),
+}
+"""Searches that are compiled whole; a planner with other sizes calls the rollouts one by one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class Graph:
     """Input name -> name of its leading axis, where that axis varies."""
     full_precision: bool = False
     """Not to be computed in bf16: pixel coordinates and joint positions need more bits."""
+    search: SearchSize | None = None
+    golden: tuple[str, ...] | None = None
+    """Outputs that a backend must reproduce; None: all. Which candidate wins may hang on a bit."""
 
 
 class _Call(nn.Module):
@@ -51,7 +62,7 @@ class _Call(nn.Module):
         return tuple(self._function(*inputs).values())
 
 
-def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
+def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
     """Return the graphs of a network with random but valid example inputs."""
     dims, config = net.dims, net.config
     random = torch.Generator().manual_seed(0)
@@ -122,6 +133,33 @@ def graphs_of(net: WorldModelNet) -> dict[str, Graph]:
     if dims.labels:
         graphs["read"] = Graph(
             lambda latents: {"state": net.read(latents)}, {"latents": latent}, {}
+        )
+    knots, size = profile.basis.knots, dims.action
+    columns = Columns.of(profile)
+    for name, search in PRESETS.items():
+        scale = net.actions_std * torch.tensor([[-3.0], [3.0], [1.0], [0.1]])
+        graphs[name] = Graph(
+            partial(plan_search, net, columns, search),
+            {
+                **{key: value for key, value in prompt.items() if key != "actions"},
+                "goal_latent": latent,
+                "goal_state": normal(1, max(len(columns.goal), 1)),
+                "weights": torch.ones(4),
+                "scales": torch.ones(2),
+                "events": torch.ones(max(dims.events, 1)),
+                "seeds": net.actions_mean + net.actions_std * normal(search.seeds, ticks, size),
+                "mean": net.actions_mean.expand(knots, size).contiguous(),
+                "noise": normal(search.iterations, search.candidates, knots, size),
+                "basis": normal(ticks, knots),
+                "fit": normal(knots, ticks),
+                "limits": scale,
+                "shift": torch.eye(ticks),
+                "before": torch.zeros(ticks, size),
+            },
+            {},
+            full_precision=dims.positions,
+            search=search,
+            golden=("first_costs",),
         )
     return graphs
 
@@ -224,6 +262,8 @@ def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> d
         "inputs": list(graph.inputs),
         "outputs": list(outputs),
     }
+    if graph.search is not None:
+        entry["search"] = asdict(graph.search)
     return entry | ({"full_precision": True} if graph.full_precision else {})
 
 
@@ -234,8 +274,9 @@ def golden_arrays(net: WorldModelNet, graphs: dict[str, Graph]) -> dict[str, NDA
         for name, graph in graphs.items():
             for key, value in graph.inputs.items():
                 arrays[f"{name}/in/{key}"] = value.numpy()
-            for key, value in graph.function(*graph.inputs.values()).items():
-                arrays[f"{name}/out/{key}"] = value.numpy()
+            outputs = graph.function(*graph.inputs.values())
+            for key in graph.golden or outputs:
+                arrays[f"{name}/out/{key}"] = outputs[key].numpy()
     return arrays
 
 
@@ -260,7 +301,7 @@ def export_bundle(
     """
     net = net.cpu().float().eval()
     halve_matrices(net)
-    graphs = graphs_of(net)
+    graphs = graphs_of(net, profile)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as temporary:
         folder = Path(temporary)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.decoder import FrameDecoder
-from wm_node.model.dynamics import Dynamics
+from wm_node.model.dynamics import Dynamics, Memory
 from wm_node.model.encoder import FrameEncoder
 from wm_node.model.heads import Heads
 from wm_node.model.joint_baseline import JointBaseline
@@ -71,13 +71,30 @@ class WorldModelNet(nn.Module):
             Future latents (B, N, H, latent), hidden states (B, N, H, width), and joints
             (B, N, H, J) by the linear baseline.
         """
-        # In full precision even under autocast: the joints' law is known better than bf16 holds.
-        with torch.autocast(joints.device.type, enabled=False):
-            guess: Tensor = self.joint_baseline(joints, past, actions)
-        future, hidden = self.dynamics(
+        memory = self.remember(latents, joints, past)
+        return self.follow(memory, latents[:, -1], joints, past, actions)
+
+    def remember(self, latents: Tensor, joints: Tensor, past: Tensor) -> Memory:
+        """Read the context once for any number of rollouts; arguments as :meth:`predict`."""
+        return self.dynamics.remember(
             latents,
             self.normalise("joints", joints),
             self.normalise("actions", past).flatten(-2),
+        )
+
+    def follow(
+        self, memory: Memory, present: Tensor, joints: Tensor, past: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Roll out of a remembered context whose newest latent is ``present`` (B, latent).
+
+        The other arguments and the result are those of :meth:`predict`.
+        """
+        # In full precision even under autocast: the joints' law is known better than bf16 holds.
+        with torch.autocast(joints.device.type, enabled=False):
+            guess: Tensor = self.joint_baseline(joints, past, actions)
+        future, hidden = self.dynamics.follow(
+            memory,
+            present,
             self.normalise("actions", actions).flatten(-2),
             self.normalise("joints", guess),
         )
@@ -138,9 +155,21 @@ class WorldModelNet(nn.Module):
             future_latents (N, H, latent), state (N, H, S), risk (N, H, E) cumulative probability,
             uncertainty (N, H), time_to_goal (N, H) in model steps, future_joints (N, H, J).
         """
-        dims = self.dims
-        steps = actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
-        future, hidden, guess = self.predict(latents, joints, past_actions, steps)
+        memory = self.remember(latents, joints, past_actions)
+        return self.outcome_of(memory, latents[:, -1], joints, past_actions, actions, goal_latent)
+
+    def outcome_of(
+        self,
+        memory: Memory,
+        present: Tensor,
+        joints: Tensor,
+        past_actions: Tensor,
+        actions: Tensor,
+        goal_latent: Tensor,
+    ) -> dict[str, Tensor]:
+        """As :meth:`outcome`, out of a remembered context with newest latent (1, latent)."""
+        steps = self._by_step(actions)
+        future, hidden, guess = self.follow(memory, present, joints, past_actions, steps)
         future_joints = self.future_joints(hidden, guess, joints[:, -1])[0]
         future, hidden = future[0], hidden[0]
         spread = self.heads.disagreement.spread(hidden.flatten(0, 1)).view(hidden.shape[:2])
@@ -149,7 +178,7 @@ class WorldModelNet(nn.Module):
             "future_joints": future_joints,
             "uncertainty": spread,
             "time_to_goal": self.heads.value(future, goal_latent.unsqueeze(1).expand_as(future)),
-            **self._labelled(future),
+            **self.labelled(future),
         }
 
     def search(
@@ -160,12 +189,29 @@ class WorldModelNet(nn.Module):
         Returns:
             future_latents (N, H, latent), and state and risk where the profile labels them.
         """
-        dims = self.dims
-        steps = actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
-        future = self.predict(latents, joints, past_actions, steps)[0][0]
-        return {"future_latents": future, **self._labelled(future)}
+        memory = self.remember(latents, joints, past_actions)
+        return self.search_of(memory, latents[:, -1], joints, past_actions, actions)
 
-    def _labelled(self, future: Tensor) -> dict[str, Tensor]:
+    def search_of(
+        self,
+        memory: Memory,
+        present: Tensor,
+        joints: Tensor,
+        past_actions: Tensor,
+        actions: Tensor,
+    ) -> dict[str, Tensor]:
+        """As :meth:`search`, out of a remembered context with newest latent (1, latent)."""
+        steps = self._by_step(actions)
+        future = self.follow(memory, present, joints, past_actions, steps)[0][0]
+        return {"future_latents": future, **self.labelled(future)}
+
+    def _by_step(self, actions: Tensor) -> Tensor:
+        """(N, H * ticks, A) -> (1, N, H, ticks, A)."""
+        dims = self.dims
+        return actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
+
+    def labelled(self, future: Tensor) -> dict[str, Tensor]:
+        """(N, H, latent) -> state and cumulative risk, where the profile labels them."""
         outputs = {}
         if self.dims.labels:
             outputs["state"] = self.restore("labels", self.heads.state(future))

@@ -150,8 +150,13 @@ class Foresight:
 
     # Called by the executor.
 
-    def prepare(self, sizes: tuple[int, ...], timeout_s: float = 120.0) -> None:
-        """Compile and warm the engine for these numbers of candidates, in the thread that uses it.
+    def prepare(
+        self,
+        sizes: tuple[int, ...],
+        search: tuple[int, int] | None = None,
+        timeout_s: float = 120.0,
+    ) -> None:
+        """Compile and warm the engine in the thread that uses it, as ``WorldModel.prepare``.
 
         Raises:
             WmError: it failed or did not end in time.
@@ -161,7 +166,7 @@ class Foresight:
 
         def work() -> None:
             try:
-                self.model.prepare(sizes)
+                self.model.prepare(sizes, search)
                 latent, joints = self._blank_latent(), self._blank_joints()
                 self._decode_one(latent, joints, latent[0], joints[0], {})
             except Exception as error:

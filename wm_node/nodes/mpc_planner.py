@@ -159,7 +159,7 @@ class MpcPlannerNode(ManagedNode):
             seed=int(self.get_parameter("seed").value),
         )
         self._declare_live(profile)
-        foresight.prepare((config.candidates,))
+        foresight.prepare((config.candidates,), (config.candidates, config.iterations))
         self._foresight, self._cycle = foresight, cycle
         self._open_topics(profile)
         self._apply([])

@@ -57,9 +57,19 @@ class Objective:
         self.tolerance = spec.tolerance if spec else 1.0
         self._goal = [names.index(name) for name in spec.goal] if spec else []
         push = spec.push if spec else None
-        self._standoff = push.standoff_m if push else 0.0
+        self.standoff = push.standoff_m if push else 0.0
         self._object = [names.index(name) for name in push.object] if push else []
         self._tool = [names.index(name) for name in push.tool] if push else []
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether the profile names labels that a goal can be given for."""
+        return bool(self._goal)
+
+    @property
+    def goal_size(self) -> int:
+        """Length of a goal as compiled searches take it, at least 1."""
+        return max(len(self._goal), 1)
 
     def goal_values(self, state: Floats) -> Floats:
         """Pick the goal's labels out of all labels: (..., S) -> (..., G)."""
@@ -102,7 +112,7 @@ class Objective:
         item, tool = state[..., self._object], state[..., self._tool]
         towards = goal - item
         distance = np.linalg.norm(towards, axis=-1, keepdims=True)
-        behind = item - self._standoff * towards / np.maximum(distance, 1e-6)
+        behind = item - self.standoff * towards / np.maximum(distance, 1e-6)
         # Fades near the goal, where the side to push from no longer matters.
         fade = np.minimum(distance[..., 0] / self.tolerance, 1.0)
         away = np.linalg.norm(tool - behind, axis=-1) / self.tolerance

@@ -7,8 +7,9 @@ the horizon, so that many joints and long horizons stay searchable.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,11 @@ from scipy.interpolate import BSpline
 
 from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Objective, Weights
-from wm_node.planning.world_model import Context, Floats, Outcomes
+from wm_node.planning.world_model import CompiledSearch, Context, Floats, Outcomes
 from wm_node.profile import RobotProfile
+
+HUGE = 1e30
+"""Cost from which a compiled search means: not finite."""
 
 
 class OutcomeModel(Protocol):
@@ -31,6 +35,25 @@ class OutcomeModel(Protocol):
         lean: bool = False,
     ) -> Outcomes:
         """See :meth:`wm_node.planning.world_model.WorldModel.rollout`."""
+        ...
+
+
+@runtime_checkable
+class SearchModel(OutcomeModel, Protocol):
+    """A model that may hold a whole search as one call."""
+
+    def compiled_search(self, candidates: int, iterations: int) -> CompiledSearch | None:
+        """See :meth:`wm_node.planning.world_model.WorldModel.compiled_search`."""
+        ...
+
+    def run_search(
+        self,
+        search: CompiledSearch,
+        context: Context,
+        goal_latent: Floats | None,
+        inputs: Mapping[str, NDArray[np.floating]],
+    ) -> tuple[dict[str, NDArray[Any]], Outcomes]:
+        """See :meth:`wm_node.planning.world_model.WorldModel.run_search`."""
         ...
 
 
@@ -71,6 +94,20 @@ class Plan:
     terms: dict[str, float] = field(default_factory=dict)
     source: str = "samples"
     """Where the winner came from: samples, shifted, proposal, brake or constant."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one search has to solve."""
+
+    context: Context
+    goal: Goal
+    weights: Weights
+    seeds: NDArray[np.float64]  # (M, T, A), the first is the brake
+    sources: list[str]  # of the seeds
+    mean: NDArray[np.float64]  # (K, A) knots that the search starts from
+    shift: NDArray[np.float64]  # (T, T)
+    before: NDArray[np.float64]  # (T, A): see apply_delay
 
 
 def spline_basis(ticks: int, knots: int) -> NDArray[np.float64]:
@@ -174,43 +211,72 @@ class MpcPlanner:
             WmError: every candidate's outcome is not finite.
         """
         weights = weights or Weights.of(self.profile)
+        rates = self.profile.model
+        seeds, sources = self._seeds(context, committed, proposal)
+        task = _Task(
+            context,
+            goal,
+            weights,
+            seeds,
+            sources,
+            self.knots(seeds[sources.index("shifted") if "shifted" in sources else 0]),
+            *delay_matrices(committed, delay_s, rates.tick_s, rates.horizon_ticks),
+        )
         lean = weights.uncertainty == 0.0 and (weights.value == 0.0 or goal.latent is None)
-        config, knots = self.config, self._basis.shape[1]
+        compiled = None
+        if lean and isinstance(model, SearchModel):
+            compiled = model.compiled_search(self.config.candidates, self.config.iterations)
+        if compiled is not None:
+            plan = self._search_in_one_call(cast(SearchModel, model), compiled, task)
+        else:
+            plan = self._search_by_rollouts(model, task, lean)
+        if not np.isfinite(plan.cost):
+            raise WmError("the model's predictions are not finite for any candidate.")
+        self._previous = (context.stamp_ns, plan.actions.astype(np.float64))
+        return plan
+
+    def _seeds(
+        self,
+        context: Context,
+        committed: NDArray[np.floating],
+        proposal: tuple[Floats, Floats] | None,
+    ) -> tuple[NDArray[np.float64], list[str]]:
+        """Candidates (M, T, A) that are known to be good or safe, and where they come from."""
         brake = brake_actions(self.profile, committed[-1]).astype(np.float64)
-        seeds, names = [brake], ["brake"]
+        seeds, sources = [brake], ["brake"]
         shifted = self.shifted(context.stamp_ns)
         if shifted is not None:
             seeds.append(shifted)
-            names.append("shifted")
+            sources.append("shifted")
         if proposal is not None:
             seeds.append(np.clip(proposal[0], self._low, self._high))
-            names.append("proposal")
+            sources.append("proposal")
         for constant in self._constants:
             seeds.append(np.repeat(constant[None], len(brake), 0))
-            names.append("constant")
+            sources.append("constant")
+        return np.stack(seeds), sources
 
-        start = shifted if shifted is not None else brake
-        mean = self.knots(start)
-        sigma = np.repeat((config.sigma * self._half)[None], knots, 0)
+    def _search_by_rollouts(self, model: OutcomeModel, task: _Task, lean: bool) -> Plan:
+        """Search with one call of the model an iteration."""
+        config, mean = self.config, task.mean
+        sigma = np.repeat((config.sigma * self._half)[None], len(mean), 0)
         elites = max(2, round(config.elite_share * config.candidates))
         best: tuple[float, NDArray[np.float64], str] | None = None
         winner: Plan | None = None
-        extra, labels = np.stack(seeds), names
+        extra, labels = task.seeds, task.sources
         for _ in range(config.iterations):
             count = config.candidates - len(extra)
             actions = np.concatenate([extra, self.sample(mean, sigma, count)])
             origin = [*labels, *["samples"] * count]
-            applied = delayed(actions, committed, delay_s, self.profile.model.tick_s)
-            outcomes = model.rollout(context, applied, goal.latent, lean)
-            cost, terms = self.objective(outcomes, applied, goal, weights)
+            applied = apply_delay(actions, task.shift, task.before)
+            outcomes = model.rollout(task.context, applied, task.goal.latent, lean)
+            cost, terms = self.objective(outcomes, applied, task.goal, task.weights)
             order = np.argsort(cost)
             top = int(order[0])
-            if not np.isfinite(cost[top]):
-                raise WmError("the model's predictions are not finite for any candidate.")
             if best is None or cost[top] < best[0]:
                 best = (float(cost[top]), actions[top], origin[top])
                 winner = Plan(
-                    stamp_ns=context.stamp_ns,
+                    stamp_ns=task.context.stamp_ns,
                     actions=actions[top].astype(np.float32),
                     applied=applied[top].copy(),
                     outcomes=outcomes.pick(top),
@@ -218,6 +284,8 @@ class MpcPlanner:
                     terms={name: float(term[top]) for name, term in terms.items()},
                     source=origin[top],
                 )
+            if not np.isfinite(best[0]):
+                break
             kept = [index for index in order[:elites] if np.isfinite(cost[index])]
             fitted = np.einsum("kt,nta->nka", self._fit, actions[kept])
             mean = fitted.mean(0)
@@ -226,9 +294,69 @@ class MpcPlanner:
             centre = np.clip(self._basis @ mean, self._low, self._high)
             extra, labels = np.stack([best[1], centre]), [best[2], "samples"]
         assert winner is not None
-        self._previous = (context.stamp_ns, winner.actions.astype(np.float64))
         # Whole outcomes of the winner alone: what the search left out, and in memory of their own.
-        return replace(winner, outcomes=model.rollout(context, winner.applied[None], goal.latent))
+        whole = model.rollout(task.context, winner.applied[None], task.goal.latent)
+        return replace(winner, outcomes=whole)
+
+    def _search_in_one_call(self, model: SearchModel, search: CompiledSearch, task: _Task) -> Plan:
+        """Search with one call of a graph that holds the whole search."""
+        size, weights, goal = search.size, task.weights, task.goal
+        seeds, sources = task.seeds[: size.seeds], task.sources[: size.seeds]
+        # A graph has room for a fixed number of seeds: the brake fills what is missing.
+        missing = size.seeds - len(seeds)
+        seeds = np.concatenate([seeds, np.repeat(seeds[:1], missing, 0)])
+        knots, actions = task.mean.shape
+        noise = np.zeros((size.iterations, size.candidates, knots, actions))
+        for iteration in range(size.iterations):
+            count = size.candidates - (size.seeds if iteration == 0 else 2)
+            noise[iteration, :count] = self._correlated_noise(count, knots, actions)
+        has_goal = goal.state is not None and self.objective.has_goal
+        config = self.config
+        out, outcomes = model.run_search(
+            search,
+            task.context,
+            goal.latent,
+            {
+                "goal_state": np.zeros((1, self.objective.goal_size))
+                if goal.state is None
+                else np.asarray(goal.state)[None],
+                "weights": np.array(
+                    [
+                        weights.goal if has_goal else 0.0,
+                        weights.push if has_goal else 0.0,
+                        weights.risk,
+                        weights.smoothness,
+                    ]
+                ),
+                "scales": np.array([self.objective.tolerance, self.objective.standoff]),
+                "seeds": seeds,
+                "mean": task.mean,
+                "noise": noise,
+                "basis": self._basis,
+                "fit": self._fit,
+                "limits": np.stack(
+                    [
+                        self._low,
+                        self._high,
+                        config.sigma * self._half,
+                        config.sigma_floor * self._half,
+                    ]
+                ),
+                "shift": task.shift,
+                "before": task.before,
+            },
+        )
+        cost, won = float(out["cost"][0]), int(out["source"][0])
+        names = ("goal", "push", "risk", "smoothness")
+        return Plan(
+            stamp_ns=task.context.stamp_ns,
+            actions=out["actions"][0],
+            applied=out["applied"][0],
+            outcomes=outcomes,
+            cost=cost if abs(cost) < HUGE else np.inf,
+            terms=dict(zip(names, map(float, out["terms"][0]), strict=True)),
+            source=(sources[won] if won < len(sources) else "brake") if won >= 0 else "samples",
+        )
 
     def knots(self, actions: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the knots (knots, A) of the spline nearest to actions (T, A)."""
@@ -262,30 +390,47 @@ class MpcPlanner:
         return noise
 
 
-def delayed(
-    actions: NDArray[np.floating], committed: NDArray[np.floating], delay_s: float, tick_s: float
-) -> Floats:
-    """Turn commands into what acts in each tick from the state's stamp on.
+def delay_matrices(
+    committed: NDArray[np.floating], delay_s: float, tick_s: float, horizon: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how commands turn into what acts in each tick from the state's stamp on.
+
+    What acts in a tick is the mean of the commands in force, weighted by time.
 
     Args:
-        actions: (N, T, A) commands, the first in effect ``delay_s`` after the state's stamp.
-        committed: (K, A) commands before them, oldest first; the oldest held further back.
-        delay_s: time to effect.
+        committed: (K, A) commands before those to be planned, oldest first; the oldest held
+            further back.
+        delay_s: from the state's stamp to the effect of the first planned command.
         tick_s: length of a tick.
+        horizon: T, ticks.
 
     Returns:
-        (N, T, A): in each tick, the mean of the commands in force, weighted by time.
+        ``shift`` (T, T) and ``before`` (T, A) for :func:`apply_delay`.
     """
     ticks = delay_s / tick_s
     whole = int(np.floor(ticks + 1e-9))
     share = max(ticks - whole, 0.0)
-    before = np.asarray(committed, dtype=np.float64)
-    missing = whole + 1 - len(before)
-    if missing > 0:
-        before = np.concatenate([np.repeat(before[:1], missing, 0), before])
-    count, horizon = actions.shape[0], actions.shape[1]
-    line = np.concatenate([np.repeat(before[None], count, 0), actions], axis=1)
-    first = len(before) - whole
-    now = line[:, first : first + horizon]
-    earlier = line[:, first - 1 : first - 1 + horizon]
-    return np.asarray((1.0 - share) * now + share * earlier, dtype=np.float32)
+    commands = np.asarray(committed, dtype=np.float64)
+    shift, before = np.zeros((horizon, horizon)), np.zeros((horizon, commands.shape[1]))
+    for late, weight in ((whole, 1.0 - share), (whole + 1, share)):
+        for tick in range(horizon):
+            source = tick - late
+            if source >= 0:
+                shift[tick, source] += weight
+            else:
+                before[tick] += weight * commands[max(len(commands) + source, 0)]
+    return shift, before
+
+
+def delayed(
+    actions: NDArray[np.floating], committed: NDArray[np.floating], delay_s: float, tick_s: float
+) -> Floats:
+    """Commands (N, T, A) -> what acts in each tick (N, T, A); as :func:`delay_matrices`."""
+    return apply_delay(actions, *delay_matrices(committed, delay_s, tick_s, actions.shape[1]))
+
+
+def apply_delay(
+    actions: NDArray[np.floating], shift: NDArray[np.float64], before: NDArray[np.float64]
+) -> Floats:
+    """Commands (N, T, A) -> what acts in each tick (N, T, A); see :func:`delay_matrices`."""
+    return np.asarray(shift @ actions + before, dtype=np.float32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import Bundle, SearchSize
+from wm_node.engine.load import check_golden
 from wm_node.engine.protocol import Engine
 from wm_node.errors import WmError
 
@@ -70,6 +72,14 @@ class Outcomes:
         )
 
 
+@dataclass(frozen=True)
+class CompiledSearch:
+    """A search that the engine runs as one call."""
+
+    graph: str
+    size: SearchSize
+
+
 class WorldModel:
     """Typed calls of the engine's graphs. Owned by one thread, as the engine is."""
 
@@ -92,8 +102,20 @@ class WorldModel:
         self._joints = self.profile.joints.names
         self._no_goal = np.zeros((1, self.latent_size), dtype=np.float32)
 
-    def prepare(self, candidates: tuple[int, ...]) -> None:
-        """Compile and warm every graph for these population sizes (and 1)."""
+    def prepare(self, candidates: tuple[int, ...], search: tuple[int, int] | None = None) -> None:
+        """Compile and warm every graph that will be used.
+
+        Args:
+            candidates: population sizes of rollouts; 1 is always prepared.
+            search: candidates and iterations of the planner. Where the bundle holds this search
+                as one graph, it is checked against the golden arrays too.
+
+        Raises:
+            WmError: the compiled search does not reproduce the golden arrays.
+        """
+        compiled = self.compiled_search(*search) if search else None
+        if compiled is not None:
+            check_golden(self.bundle, self.engine, [compiled.graph])
         profile, rates = self.profile, self.profile.model
         camera = profile.cameras[0]
         frame = np.zeros((camera.model_height, camera.model_width, 3), dtype=np.uint8)
@@ -181,6 +203,9 @@ class WorldModel:
         else:
             goal = self._no_goal if goal_latent is None else goal_latent[None]
             out = self.engine.run("rollout", {**inputs, "goal_latent": goal})
+        return self._outcomes(out, lean, goal_latent is not None)
+
+    def _outcomes(self, out: Mapping[str, Floats], lean: bool, has_goal: bool) -> Outcomes:
         shape = out["future_latents"].shape[:2]
         unknown = np.full(shape, np.nan, np.float32)
         risk = out.get("risk")
@@ -200,8 +225,50 @@ class WorldModel:
             state=np.zeros((*shape, 0), np.float32) if state is None else state,
             risk=risk,
             uncertainty=uncertainty,
-            time_to_goal=unknown if lean or goal_latent is None else out["time_to_goal"],
+            time_to_goal=unknown if lean or not has_goal else out["time_to_goal"],
         )
+
+    def compiled_search(self, candidates: int, iterations: int) -> CompiledSearch | None:
+        """Return the bundle's graph that searches with these sizes in one call, if there is one."""
+        for name, spec in self.bundle.graphs.items():
+            size = spec.search
+            if size and (size.candidates, size.iterations) == (candidates, iterations):
+                return CompiledSearch(name, size)
+        return None
+
+    def run_search(
+        self,
+        search: CompiledSearch,
+        context: Context,
+        goal_latent: Floats | None,
+        inputs: Mapping[str, NDArray[np.floating]],
+    ) -> tuple[dict[str, NDArray[Any]], Outcomes]:
+        """Search a plan in one call.
+
+        Args:
+            search: of :meth:`compiled_search`.
+            context: the prompt.
+            goal_latent: (latent,) of a goal picture.
+            inputs: the others of :func:`wm_node.model.plan_graph.plan_search`, but for ``events``.
+
+        Returns:
+            The graph's outputs, and the outcomes of the winner.
+        """
+        goal = self._no_goal if goal_latent is None else goal_latent[None]
+        out = self.engine.run(
+            search.graph,
+            {
+                "latents": context.latents[None],
+                "joints": context.joints[None],
+                "past_actions": context.actions[None],
+                "goal_latent": goal,
+                "events": self._events_trained.astype(np.float32)
+                if self._events_trained.size
+                else np.zeros(1, np.float32),
+                **{name: np.asarray(value, np.float32) for name, value in inputs.items()},
+            },
+        )
+        return out, self._outcomes(out, lean=False, has_goal=goal_latent is not None)
 
     def read(self, latent: Floats) -> Floats:
         """(latent,) -> (S,) labelled values of an observed latent; S = 0 without labels."""

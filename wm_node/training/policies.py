@@ -54,7 +54,8 @@ class MpcPolicy:
         self._settings = settings or PlanSettings()
         loaded = load_bundle(bundle)
         self.model = WorldModel(loaded, load_engine(loaded, backend, threads))
-        self.model.prepare((self._settings.config.candidates,))
+        config = self._settings.config
+        self.model.prepare((config.candidates,), (config.candidates, config.iterations))
         self._profile = loaded.profile
         self._planner = MpcPlanner(self._profile, self._settings.config, self._settings.seed)
         self._buffer = ObservationBuffer(self._profile)

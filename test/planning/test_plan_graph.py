@@ -1,0 +1,119 @@
+"""The search as one graph chooses the plan that the search by rollouts chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wm_node.bundle import Bundle
+from wm_node.engine import load_engine
+from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
+from wm_node.model.export import untrained_bundle
+from wm_node.planning.objective import Goal, Weights
+from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig
+from wm_node.planning.world_model import Context, WorldModel
+from wm_node.profile import load_profile
+
+PROFILE = load_profile("tabletop")
+SMALL = ModelConfig(
+    latent=32,
+    encoder_channels=(8, 8, 8),
+    encoder_hidden=32,
+    width=32,
+    layers=2,
+    heads=2,
+    head_hidden=32,
+    value_hidden=32,
+    ensemble_dim=8,
+    decoder_channels=(8, 8, 8, 8),
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    # Spread weights, so that outcomes differ with the actions.
+    path = tmp_path_factory.mktemp("bundles") / "small"
+    return untrained_bundle(PROFILE, path, config=SMALL, spread=0.2)
+
+
+@pytest.fixture(scope="module", params=["torch", "openvino"])
+def model(bundle: Bundle, request: pytest.FixtureRequest) -> WorldModel:
+    model = WorldModel(bundle, load_engine(bundle, request.param))
+    model.prepare((32,), (32, 3))
+    return model
+
+
+class ByRollouts:
+    """The same model without its compiled searches."""
+
+    def __init__(self, model: WorldModel) -> None:
+        self.rollout = model.rollout
+
+
+def _context(random: np.random.Generator) -> Context:
+    return Context(
+        10_000_000_000,
+        random.normal(size=(2, SMALL.latent)).astype(np.float32),
+        random.normal(0.5, 0.3, (2, 4)).astype(np.float32),
+        random.normal(0.0, 0.1, (2, 2, 2)).astype(np.float32),
+    )
+
+
+def _plan(model: object, case: int, weights: Weights, goal: Goal) -> Plan:
+    random = np.random.default_rng(case)
+    context = _context(random)
+    planner = MpcPlanner(PROFILE, PlannerConfig(), seed=case)
+    # A previous plan and a proposal, so that both searches have all their seeds.
+    planner._previous = (context.stamp_ns - 100_000_000, random.normal(0.0, 0.1, (16, 2)))
+    proposal = (
+        random.normal(0.0, 0.1, (16, 2)).astype(np.float32),
+        np.full((16, 2), 0.1, np.float32),
+    )
+    committed = random.normal(0.0, 0.1, (3, 2))
+    return planner.plan(model, context, goal, committed, 0.13, weights, proposal)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_both_searches_choose_the_same_plan(model: WorldModel, case: int) -> None:
+    goal = Goal(state=np.array([0.3, -0.2], np.float32))
+    one = _plan(model, case, Weights(), goal)
+    many = _plan(ByRollouts(model), case, Weights(), goal)
+    assert one.source == many.source
+    np.testing.assert_allclose(one.actions, many.actions, atol=1e-4)
+    np.testing.assert_allclose(one.applied, many.applied, atol=1e-4)
+    assert one.cost == pytest.approx(many.cost, rel=1e-3)
+    for name, term in many.terms.items():
+        assert one.terms[name] == pytest.approx(term, rel=1e-3, abs=1e-4), name
+    np.testing.assert_allclose(one.outcomes.state, many.outcomes.state, atol=2e-3)
+    np.testing.assert_allclose(one.outcomes.risk, many.outcomes.risk, atol=1e-3)
+    np.testing.assert_allclose(one.outcomes.uncertainty, many.outcomes.uncertainty, rtol=0.02)
+
+
+def test_without_a_goal_nothing_pulls(model: WorldModel) -> None:
+    one, many = (_plan(m, 0, Weights(risk=0.0), Goal()) for m in (model, ByRollouts(model)))
+    np.testing.assert_allclose(one.actions, many.actions, atol=1e-4)
+    assert one.terms["goal"] == one.terms["push"] == one.terms["risk"] == 0.0
+
+
+def test_weights_beyond_the_compiled_search_are_searched_by_rollouts(model: WorldModel) -> None:
+    goal = Goal(state=np.array([0.3, -0.2], np.float32))
+    plan = _plan(model, 1, Weights(uncertainty=1.0), goal)
+    assert plan.terms["uncertainty"] >= 0.0
+
+
+def test_other_sizes_are_searched_by_rollouts(model: WorldModel) -> None:
+    assert model.compiled_search(32, 3) is not None
+    assert model.compiled_search(33, 3) is None
+
+
+def test_predictions_that_are_not_finite_are_refused(model: WorldModel) -> None:
+    context = _context(np.random.default_rng(0))
+    broken = Context(context.stamp_ns, context.latents * np.nan, context.joints, context.actions)
+    planner = MpcPlanner(PROFILE, PlannerConfig())
+    goal = Goal(state=np.zeros(2, np.float32))
+    for searched in (model, ByRollouts(model)):
+        with pytest.raises(WmError, match="not finite"):
+            planner.plan(searched, broken, goal, np.zeros((1, 2)), 0.1)  # type: ignore[arg-type]
