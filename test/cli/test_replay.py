@@ -82,6 +82,8 @@ def test_a_bag_is_played_predicted_and_reported(bag: Path, bundle: Bundle, tmp_p
     prediction = summary["prediction"]
     assert prediction["moments"] >= 3
     assert len(prediction["joint_rmse"]) == 8
+    assert set(summary["of_limit"]) == {"surprise", "uncertainty"}
+    assert all(0 < share["p50"] <= share["max"] for share in summary["of_limit"].values())
     assert summary["bundle_sha256"] == bundle.sha256
     page = (out / "report.html").read_text()
     assert "Imagined against real" in page

@@ -30,7 +30,14 @@ from wm_node.profile import RobotProfile, load_profile, parse_profile
 from wm_node.reporting.hindsight import Moment, look_back, score
 from wm_node.reporting.report import ReportData, Scene, write_report
 from wm_node.reporting.run_log import RunLog, read_frames, read_run
-from wm_node.reporting.summary import Episode, gate_spans, interventions, wilson95
+from wm_node.reporting.summary import (
+    Episode,
+    gate_spans,
+    interventions,
+    share_figures,
+    shares_of_limits,
+    wilson95,
+)
 from wm_node.sim.behaviours import DEFAULT_MIX
 from wm_node.sim.episode import Streams, record_episode
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
@@ -84,7 +91,7 @@ def _write_bag(path: Path, streams: Streams) -> None:
             "risk_fell": 0.3 + 0.3 * np.sin(second),
             "risk_zone": 0.05,
             "uncertainty": 0.4,
-            "surprise": 0.5 + 0.2 * np.cos(3 * second),
+            "surprise_now": 0.5 + 0.2 * np.cos(3 * second) if second > 1 else np.nan,
         }
         rows.append((stamp, "/mpc_planner/verdict", _cloud(stamp, values)))
     for second, message in GATE:
@@ -124,7 +131,7 @@ def test_a_bag_is_read_into_arrays(log: RunLog, streams: Streams) -> None:
     np.testing.assert_allclose(log.applied.values, streams.commands)
     np.testing.assert_allclose(log.labels["mug_x"].values[:, 0], streams.mug_position[::4, 0])
     np.testing.assert_allclose(log.labels["tip_y"].values[:, 0], streams.tip[::4, 1])
-    assert set(log.verdicts) == {"risk_fell", "risk_zone", "uncertainty", "surprise"}
+    assert set(log.verdicts) == {"risk_fell", "risk_zone", "uncertainty", "surprise_now"}
     assert log.verdicts["risk_zone"].values[:, 0] == pytest.approx(0.05)
 
 
@@ -279,6 +286,17 @@ def test_hindsight_takes_joints_and_actions_of_when_the_frame_was_taken(
     np.testing.assert_allclose(model.contexts[0].actions, model.contexts[1].actions)
     np.testing.assert_allclose(model.futures[0], model.futures[1])
     assert np.ptp(model.futures[0], axis=0).max() > 0.01  # the arm is told different things
+
+
+def test_surprise_and_uncertainty_are_shares_of_their_limits(log: RunLog) -> None:
+    shares = shares_of_limits(log)
+    assert shares["surprise"].stamps.size < shares["uncertainty"].stamps.size  # not known at first
+    figures = share_figures(shares)
+    assert figures["uncertainty"] == {"p50": 0.4, "p99": 0.4, "max": 0.4}
+    assert (
+        0.6 < figures["surprise"]["p99"] <= figures["surprise"]["max"] == pytest.approx(0.7, 0.01)
+    )
+    assert share_figures(shares_of_limits(replace(log, verdicts={}))) == {}
 
 
 def test_wilson_interval() -> None:

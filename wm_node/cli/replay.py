@@ -234,6 +234,11 @@ def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
         f"frames       {summary['frames_received']} received of {summary['frames_played']} played",
         f"bundle       {summary['bundle_sha256'][:16]} on {summary['backend']}",
     ]
+    for name, share in summary["of_limit"].items():
+        lines.append(
+            f"{name:<12} p50 {100 * share['p50']:.0f} %, p99 {100 * share['p99']:.0f} %, "
+            f"at most {100 * share['max']:.0f} % of its limit"
+        )
     scores = summary["prediction"]
     if scores is None:
         lines.append("prediction   no moment with enough frames, joints and actions around it")

@@ -28,8 +28,8 @@ What a planner must do (any command source that takes the planner's place must d
     Height 1, width = steps (or 1), ``header.stamp`` equal to the command's to the nanosecond.
     Fields: ``risk_<event>`` for each event of the profile, in 0..1 (NaN: not available, which
     counts as unverified where the profile has a threshold for it), and optionally ``uncertainty``
-    and ``surprise``, each as a ratio to its calibrated threshold: above 1 is too much. The gate
-    takes the worst value over the steps.
+    and ``surprise``, each as a share of its limit: above 1 is too much. The gate takes the worst
+    value over the steps.
 
 ``mpc_planner/command`` (the profile's message, ``COMMAND_QOS``):
     Built by ``command_message``. ``header.stamp`` is the ROS time at which it is published (not

@@ -24,6 +24,8 @@ from wm_node.reporting.summary import (
     interventions,
     percentiles_of,
     provenance,
+    share_figures,
+    shares_of_limits,
     wilson95,
 )
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS, Bounds
@@ -69,6 +71,7 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
         "falls": sum(episode.fell for episode in episodes),
         "zone_entries": sum(episode.zone for episode in episodes),
         "interventions": dict(interventions(gate_spans(log), windows)),
+        "of_limit": share_figures(shares_of_limits(log)),
         "plan_ms": percentiles_of(planner, "plan_ms"),
         "frame_to_command_ms": percentiles_of(planner, "frame_to_command_ms"),
         "cycles": count_of(planner, "cycles"),

@@ -196,20 +196,20 @@ def timeline(
     gate: Sequence[tuple[float, float, str]],
     risks: dict[str, Series],
     thresholds: dict[str, float],
-    surprise: Series | None,
+    shares: dict[str, Series],
     episodes: Sequence[tuple[float, float, str]],
 ) -> str:
-    """Chart the whole run: the gate's state as a band, risk, surprise.
+    """Chart the whole run: the gate's state as a band, risk, surprise and uncertainty.
 
     Args:
         zero_ns: stamp of second 0.
         seconds: length of the run.
         gate: (from_s, to_s, state) spans.
         risks: by event; thresholds likewise.
-        surprise: standardised; 1 is usual. Or None.
+        shares: surprise and uncertainty, as shares of their limits.
         episodes: (from_s, to_s, colour) spans.
     """
-    heights = [0.4] * bool(gate) + [1.0] * (bool(risks) + (surprise is not None))
+    heights = [0.4] * bool(gate) + [1.0] * (bool(risks) + bool(shares))
     figure, axes = _chart(
         10.4, 0.35 + 1.25 * sum(heights), len(heights), gridspec_kw={"height_ratios": heights}
     )
@@ -225,11 +225,13 @@ def timeline(
         chart = left.pop(0)
         _risk_lines(chart, zero_ns, risks, thresholds)
         chart.legend(loc="upper right", ncols=5, fontsize=7.5)
-    if surprise is not None:
+    if shares:
         chart = left.pop(0)
-        chart.plot(surprise.seconds(zero_ns), surprise.values[:, 0], color=VIOLET, lw=1.0)
-        chart.axhline(1.0, color=VIOLET, lw=0.8, ls=":")
-        chart.set(ylabel="surprise", ylim=(0, None))
+        for (name, share), colour in zip(shares.items(), (VIOLET, BLUE), strict=False):
+            chart.plot(share.seconds(zero_ns), share.values[:, 0], color=colour, lw=1.0, label=name)
+        chart.axhline(1.0, color=MUTED, lw=0.8, ls=":")
+        chart.set(ylabel="share of limit", ylim=(0, None))
+        chart.legend(loc="upper right", ncols=5, fontsize=7.5)
     for start, end, colour in episodes:
         for axis in charts:
             axis.axvspan(start, end, color=colour, alpha=0.07, lw=0)

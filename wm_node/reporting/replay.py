@@ -17,7 +17,13 @@ from wm_node.profile import RobotProfile
 from wm_node.reporting.hindsight import Moment, StepScores, look_back, score
 from wm_node.reporting.report import ReportData, joint_unit, write_report
 from wm_node.reporting.run_log import NS, RunLog, read_run
-from wm_node.reporting.summary import count_of, number, percentiles_of, provenance
+from wm_node.reporting.summary import (
+    count_of,
+    percentiles_of,
+    provenance,
+    share_figures,
+    shares_of_limits,
+)
 
 MOST_MOMENTS = 240  # bounds the memory for frames
 LEAST_SPACING_S = 0.4
@@ -116,7 +122,7 @@ def _summary(run: ReplayRun, log: RunLog, scores: StepScores | None) -> dict[str
         "frames_received": count_of(world, "frames_received"),
         "outcomes": int(next((s.stamps.size for s in log.foreseen.values()), 0)),
         "encode_ms": percentiles_of(world, "encode_ms"),
-        "surprise": number(world, "surprise"),
+        "of_limit": share_figures(shares_of_limits(log)),
         "prediction": prediction,
         **provenance(run.out, run.bundle, run.backend, run.values, run.wall_s),
     }

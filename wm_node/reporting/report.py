@@ -23,8 +23,8 @@ from wm_node.reporting.summary import (
     Episode,
     GateSpan,
     gate_spans,
-    number,
     seconds_by_reason,
+    shares_of_limits,
 )
 
 STRIP_FRAMES = 8
@@ -254,8 +254,8 @@ def _moment(moment: Moment, data: ReportData) -> dict[str, Any]:
 def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
     log = data.log
     risks = _risks(log, log.start_ns, log.end_ns)
-    surprise = _surprise(data)
-    if not spans and not risks and surprise is None:
+    shares = shares_of_limits(log)
+    if not spans and not risks and not shares:
         return None
     zero = log.start_ns
 
@@ -269,7 +269,7 @@ def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
             [(seconds(s.start_ns), seconds(s.end_ns), s.state) for s in spans],
             risks,
             dict(log.profile.safety.risk_threshold),
-            surprise,
+            shares,
             [
                 (
                     seconds(e.start_ns),
@@ -280,20 +280,6 @@ def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
             ],
         )
     )
-
-
-def _surprise(data: ReportData) -> Series | None:
-    """Surprise of each command, or without commands what /diagnostics said once a second."""
-    log = data.log
-    series = log.verdicts.get("surprise")
-    if series is None or not np.isfinite(series.values).any():
-        said = [
-            (status.stamp_ns, [number(status.values, "surprise")])
-            for status in log.diagnostics
-            if status.name.startswith("world_model:")
-        ]
-        series = Series.of([row for row in said if np.isfinite(row[1][0])], 1)
-    return series if series.stamps.size else None
 
 
 def _gate_rows(spans: Sequence[GateSpan]) -> list[dict[str, Any]]:

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wm_node import __version__
 from wm_node.bundle import Bundle
-from wm_node.reporting.run_log import NS, RunLog
+from wm_node.reporting.run_log import NS, RunLog, Series
 from wm_node.safety.reasons import ORDINARY
 
+# What the planner limits, and the channel of its verdict that has it as a share of the limit.
+LIMITED = {"surprise": "surprise_now", "uncertainty": "uncertainty"}
 # Reasons for which the gate holds although nothing is wrong.
 BENIGN = frozenset(reason.name for reason in ORDINARY)
 
@@ -130,6 +134,28 @@ def seconds_by_reason(spans: Sequence[GateSpan]) -> list[tuple[str, str, float]]
     for span in spans:
         total[(span.state, span.reason)] += span.end_ns - span.start_ns
     return [(state, reason, ns / NS) for (state, reason), ns in total.most_common()]
+
+
+def shares_of_limits(log: RunLog) -> dict[str, Series]:
+    """Return surprise and uncertainty of each cycle, (N, 1) shares of the planner's limits."""
+    shares = {}
+    for name, channel in LIMITED.items():
+        series = log.verdicts.get(channel)
+        if series is not None and (known := np.isfinite(series.values[:, 0])).any():
+            shares[name] = Series(series.stamps[known], series.values[known])
+    return shares
+
+
+def share_figures(shares: dict[str, Series]) -> dict[str, dict[str, float]]:
+    """Return p50, p99 and maximum of each share: what a limit is chosen by."""
+    return {
+        name: {
+            "p50": round(float(np.percentile(series.values, 50)), 4),
+            "p99": round(float(np.percentile(series.values, 99)), 4),
+            "max": round(float(series.values.max()), 4),
+        }
+        for name, series in shares.items()
+    }
 
 
 def machine() -> str:

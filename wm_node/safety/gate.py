@@ -72,7 +72,7 @@ class GateConfig:
 class Verdict:
     """What the model foresees for one command; NaN: not available.
 
-    ``uncertainty`` and ``surprise`` are ratios to their calibrated thresholds.
+    ``uncertainty`` and ``surprise`` are shares of the planner's limits.
     """
 
     stamp_ns: int
@@ -481,7 +481,7 @@ class Gate:
             if risk > threshold:
                 return _Fault(Reason.RISK, f"{event} {risk:.3f} over {threshold:g}")
         if verdict.uncertainty > 1:
-            return _Fault(Reason.UNCERTAINTY, f"{verdict.uncertainty:.3f} of its threshold")
+            return _Fault(Reason.UNCERTAINTY, f"{verdict.uncertainty:.3f} of its limit")
         if verdict.surprise > 1:
-            return _Fault(Reason.SURPRISE, f"{verdict.surprise:.3f} of its threshold")
+            return _Fault(Reason.SURPRISE, f"{verdict.surprise:.3f} of its limit")
         return _Fault()
