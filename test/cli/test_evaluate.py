@@ -11,10 +11,12 @@ from wm_node.cli.main import main
 from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
+from wm_node.sim.task import EpisodeScore
 from wm_node.training.suite_evaluation import (
     EVALUATION_SEED,
     VALIDATION_SEED,
     evaluation_seeds,
+    summarise,
     wilson95,
 )
 
@@ -26,6 +28,8 @@ KEYS = {
     "successes",
     "falls",
     "zone_entries",
+    "level",
+    "violations",
     "success_wilson95",
     "plan_ms",
 }
@@ -57,6 +61,51 @@ def test_scripted_succeeds(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["successes"] >= 6
 
 
+def test_a_level_is_named_and_failures_are_pictured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, pictures = tmp_path / "f.json", tmp_path / "pictures"
+    words = ["--level", "clutter", "--planner", "still", "--episodes", "2", "--workers", "1"]
+    assert evaluate(*words, "--json", str(file), "--pictures", str(pictures)) == 0
+    assert "level clutter" in capsys.readouterr().out
+    figures = json.loads(file.read_text())
+    assert set(figures) >= KEYS
+    assert figures["level"] == "clutter"
+    assert figures["violations"] == 0
+    assert figures["pictures"] == 2
+    names = sorted(path.name for path in pictures.iterdir())
+    assert names == [f"clutter_still_1000000{number}_out_of_time.png" for number in range(2)]
+
+
+def test_several_planners_give_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "f.json"
+    words = ["--level", "edge", "--planner", "still,scripted", "--episodes", "2"]
+    assert evaluate(*words, "--workers", "1", "--json", str(file)) == 0
+    said = capsys.readouterr().out
+    assert "level edge" in said
+    assert "still" in said
+    assert "scripted" in said
+    figures = json.loads(file.read_text())
+    assert figures["level"] == "edge"
+    assert [row["planner"] for row in figures["planners"]] == ["still", "scripted"]
+    assert all(set(row) >= KEYS for row in figures["planners"])
+
+
+def test_falls_and_zone_entries_are_violations_beside_the_levels_own() -> None:
+    common = (60, 0.1, 0.1, 0.1, (1.0,))
+    scores = [
+        EpisodeScore(0, (0.0, 0.0), False, True, False, *common, True, "mug fell"),
+        EpisodeScore(1, (0.0, 0.0), False, False, False, *common, True, "mug hit the hand"),
+        EpisodeScore(2, (0.0, 0.0), True, False, False, *common),
+    ]
+    figures = summarise(scores)
+    assert figures["violations"] == 2
+    assert figures["falls"] == 1
+    assert figures["violation_reasons"] == {"mug fell": 1, "mug hit the hand": 1}
+
+
 @pytest.mark.parametrize("goal", ["state", "image"])
 def test_mpc_runs_with_any_bundle(tmp_path: Path, goal: str) -> None:
     bundle = untrained_bundle(load_profile("tabletop"), tmp_path / "b")
@@ -74,6 +123,8 @@ def test_mpc_runs_with_any_bundle(tmp_path: Path, goal: str) -> None:
     [
         (["--planner", "mpc"], "needs a --bundle"),
         (["--planner", "magic"], "unknown planner 'magic'"),
+        (["--planner", "still,magic"], "unknown planner 'magic'"),
+        (["--planner", "still", "--level", "hard"], "no level 'hard'"),
         (["--planner", "still", "--episodes", "0"], "1 to"),
         (["--planner", "still", "--weight", "speed=1"], "use NAME=NUMBER"),
         (["--planner", "still", "--weight", "risk=high"], "use NAME=NUMBER"),

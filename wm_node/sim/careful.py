@@ -113,11 +113,13 @@ class Careful:
         begin = (tip[0] + self._last[0] * STEP_S, tip[1] + self._last[1] * STEP_S)  # by its effect
         now += STEP_S
         still = np.zeros(2)
-        endangered = _mug_room(mover, now, mug) < HAND_ROOM_M
         touching = hypot(begin[0] - mug[0], begin[1] - mug[1]) < CONTACT_M + 0.03
         pushes = touching and float(wanted @ (np.array(mug) - begin)) > 0.0
-        moved = (mug[0] + wanted[0] * MOVE_S, mug[1] + wanted[1] * MOVE_S) if pushes else mug
-        mug_is_safe = not pushes or endangered or _mug_room(mover, now, moved) > HAND_ROOM_M
+        moved = (mug[0] + wanted[0] * MOVE_S, mug[1] + wanted[1] * MOVE_S)
+        # A mug cannot give way: it is pushed only to where the mover will not come any closer.
+        mug_is_safe = not pushes or _mug_room(mover, now, moved) > min(
+            HAND_ROOM_M, _mug_room(mover, now, mug)
+        )
         if mug_is_safe and _tip_room(mover, now, begin, wanted) > HAND_ROOM_M:
             return wanted
         if _tip_room(mover, now, begin, still) > HAND_ROOM_M:

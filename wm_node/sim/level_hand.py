@@ -87,11 +87,9 @@ class Reach:
 
     def mug_clearance(self, x: Floats, y: Floats, yaw: Floats, times_s: Floats) -> Floats:
         """Return the distance (...) in m of a mug with its handle from the hand."""
-        nearest = self.clearance(x, y, times_s) - MUG_RADIUS
-        for out in HANDLE_POINTS:
-            handle = self.clearance(x + out * np.cos(yaw), y + out * np.sin(yaw), times_s)
-            nearest = np.minimum(nearest, handle - HANDLE_RADIUS)
-        return np.asarray(nearest)
+        points = [(x + out * np.cos(yaw), y + out * np.sin(yaw)) for out in (0.0, *HANDLE_POINTS)]
+        far = self.clearance(*(np.stack(axis) for axis in zip(*points, strict=True)), times_s)
+        return np.asarray(np.minimum(far[0] - MUG_RADIUS, far[1:].min(axis=0) - HANDLE_RADIUS))
 
 
 # Meets mugs and the tip, and nothing else.

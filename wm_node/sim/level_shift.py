@@ -50,13 +50,14 @@ def _assets() -> str:
         for pattern in _PATTERNS
         for repeat in repeats
     ]
+    lines.append('<material name="shift_square" emission="0.6"/>')  # bright in any light
     return "\n".join(lines)
 
 
 # The frame of a geom is fixed to its body's where both agree in the text, so these are turned.
 _BODIES = """
 <geom name="shift_square" class="picture" type="box" size="0.03 0.03 0.0008" pos="0.1 0.1 0.0001"
-  euler="0 0 0.3" rgba="1 1 0 1"/>
+  euler="0 0 0.3" rgba="1 1 0 1" material="shift_square"/>
 """
 
 
@@ -78,13 +79,13 @@ def _paint(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     ):
         pattern = list(_PATTERNS)[int(rng.integers(len(_PATTERNS)))]
         repeat = _REPEATS[thing][int(rng.integers(2))]
-        if thing == "mug":  # pinks, and colours darker than any in training
-            hue, value = ((0.82, 0.92), 0.95) if rng.random() < 0.5 else ((0.0, 1.0), 0.42)
+        if thing == "mug":  # pinks, and reds and browns darker than any in training
+            hue, value = ((0.82, 0.92), 0.95) if rng.random() < 0.5 else ((0.70, 1.22), 0.48)
             colour = _colour(rng, hue, float(rng.uniform(0.3, 0.8)), value)
         else:  # blues, greens and greys, where training had wood
             hue = (0.25, 0.70)
             colour = _colour(
-                rng, hue, float(rng.uniform(0.0, 0.45)), float(rng.uniform(0.35, 0.85))
+                rng, hue, float(rng.uniform(0.0, 0.45)), float(rng.uniform(0.30, 0.65))
             )
         for name in geoms:
             geom = model.geom(name).id
@@ -94,12 +95,12 @@ def _paint(model: mujoco.MjModel, rng: np.random.Generator) -> None:
 
 def _light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     # Training: strength 0.35 to 0.65, white within 10 %, from the camera's side.
-    strength = _one_of(((0.15, 0.28), (0.72, 0.90)), rng)
+    strength = _one_of(((0.18, 0.28), (0.72, 0.85)), rng)
     warmth = rng.uniform(-0.25, 0.25)
     model.light_diffuse[0] = strength * np.array([1 + warmth, 1.0, 1 - warmth])
     aslant = float(rng.choice([-1.0, 1.0])) * rng.uniform(0.7, 1.2)
     model.light_dir[0] = [aslant, rng.uniform(-0.6, -0.1), -1.0]
-    model.vis.headlight.ambient[:] = _one_of(((0.18, 0.25), (0.46, 0.55)), rng)
+    model.vis.headlight.ambient[:] = _one_of(((0.20, 0.26), (0.44, 0.50)), rng)
 
 
 def _direction(rng: np.random.Generator) -> NDArray[np.float64]:

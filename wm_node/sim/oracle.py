@@ -128,9 +128,7 @@ class SimulatorModel:
                 targets[tick * STEPS_PER_TICK + step] = driver.joints
         return targets
 
-    def _summary(
-        self, qpos: NDArray[np.float64], times: NDArray[np.float64]
-    ) -> dict[str, Floats]:
+    def _summary(self, qpos: NDArray[np.float64], times: NDArray[np.float64]) -> dict[str, Floats]:
         every = STEPS_PER_TICK * self._ticks_per_step
         ends = qpos[:, every - 1 :: every]
         tips = np.array([[tip_for_joints(row[:4]) for row in one] for one in ends])

@@ -311,9 +311,7 @@ class TabletopSim:
             qpos[:4] = joints_for_tip(*tip)
         return qpos
 
-    def picture(
-        self, qpos: NDArray[np.float64], time_s: float | None = None
-    ) -> NDArray[np.uint8]:
+    def picture(self, qpos: NDArray[np.float64], time_s: float | None = None) -> NDArray[np.uint8]:
         """Picture generalised positions of this episode; the state is untouched.
 
         ``time_s`` places what moves by itself; by default it is where it is now.

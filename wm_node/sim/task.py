@@ -116,9 +116,7 @@ class ScoreKeeper:
             task.start[0] - task.goal[0], task.start[1] - task.goal[1]
         )
 
-    def update(
-        self, mug: tuple[float, float], fell: bool, zone: bool, broken: str = ""
-    ) -> None:
+    def update(self, mug: tuple[float, float], fell: bool, zone: bool, broken: str = "") -> None:
         """Count one tick: where the mug is at its end, and what happened in it.
 
         ``broken`` names the rule of the level that was broken, if one was.
