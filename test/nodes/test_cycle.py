@@ -140,6 +140,10 @@ def _broken(model: WorldModel, breaks: Callable[[Any], Any]) -> Any:
         def rollout(self, *args: Any, **more: Any) -> Any:
             return breaks(model.rollout(*args, **more))
 
+        def run_search(self, *args: Any, **more: Any) -> Any:
+            out, outcomes = model.run_search(*args, **more)
+            return out, breaks(outcomes)
+
     return Broken()
 
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 
 PLANNER = "mpc_planner"
 COMMAND, VERDICT, BEAT = (f"{PLANNER}/{name}" for name in ("command", "verdict", "heartbeat"))
+PLANNING = ("rollout", "plan_fast")  # graphs of which each plan calls one, once
 Robot = Any  # the class of conftest.py
 
 
@@ -33,7 +34,7 @@ class Engine:
     """Passes calls on to the real one, after a pause or not at all, and may falsify them."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self.name = engine, engine.name
+        self._engine, self.name, self.precision = engine, engine.name, engine.precision
         self.pause_s = 0.0
         self.release = threading.Event()
         self.release.set()
@@ -43,12 +44,12 @@ class Engine:
         self._engine.prepare(graph, inputs)
 
     def run(self, graph: str, inputs: Any) -> Any:
-        if graph == "rollout":
+        if graph in PLANNING:
             time.sleep(self.pause_s)
             self.release.wait(30)
         out = self._engine.run(graph, inputs)
-        if self.spoil and graph == "rollout":
-            out = {key: np.full_like(value, np.nan) for key, value in out.items()}
+        if self.spoil and graph in PLANNING:
+            out = {k: v * np.nan if v.dtype.kind == "f" else v for k, v in out.items()}
         return out
 
 
@@ -199,13 +200,13 @@ def test_risk_that_is_not_available_is_passed_on_as_such(
 ):
     assert pair.world.foresight is not None
     model = pair.world.foresight.model
-    rollout = model.rollout
+    search = model.run_search
 
     def without_risk(*args: Any, **more: Any) -> Any:
-        out = rollout(*args, **more)
-        return replace(out, risk=np.full_like(out.risk, np.nan))
+        out, outcomes = search(*args, **more)
+        return out, replace(outcomes, risk=np.full_like(outcomes.risk, np.nan))
 
-    monkeypatch.setattr(model, "rollout", without_risk)
+    monkeypatch.setattr(model, "run_search", without_risk)
     verdicts = pair.robot.fresh(VERDICT)
     pair.robot.await_(
         lambda: verdicts and np.isnan(unpack(verdicts[-1])[1]["risk_fell"]).all(), "NaN risk"

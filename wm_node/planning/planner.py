@@ -230,7 +230,7 @@ class MpcPlanner:
             plan = self._search_in_one_call(cast(SearchModel, model), compiled, task)
         else:
             plan = self._search_by_rollouts(model, task, lean)
-        if not np.isfinite(plan.cost):
+        if not (np.isfinite(plan.cost) and np.isfinite(plan.outcomes.latents).all()):
             raise WmError("the model's predictions are not finite for any candidate.")
         self._previous = (context.stamp_ns, plan.actions.astype(np.float64))
         return plan
