@@ -1,4 +1,4 @@
-"""What wm demo and wm replay share: processes, the reason of a refusal, the progress bar."""
+"""What wm demo and wm replay share: processes, and the reason of a refusal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
-from rich.progress import TextColumn
 
-from wm_node.cli.node_run import log_folder, progress_bar, running, with_reasons
+from wm_node.cli.node_run import log_folder, running, with_reasons
 from wm_node.cli.processes import last_fault
 from wm_node.errors import WmError
 
@@ -43,14 +42,3 @@ def test_a_failed_run_ends_its_processes_and_its_environment(tmp_path: Path) -> 
     assert pids
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert dict(os.environ) == before
-
-
-def test_progress_shows_on_a_terminal_only() -> None:
-    columns = (TextColumn("{task.completed:.0f} of {task.total:.0f} {task.fields[present]}"),)
-    for terminal in (False, True):
-        out = io.StringIO()
-        console = Console(file=out, force_terminal=terminal)
-        with progress_bar(console, columns, 7, present="-") as update:
-            update(completed=3, present="moving")
-        assert ("3 of 7 moving" in out.getvalue()) is terminal
-        assert bool(out.getvalue()) is terminal

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from wm_node.cli.progress import bags_progress
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import load_profile
@@ -52,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise WmError("--max-delay must lie between 0.1 and 2 seconds.")
     profile = load_profile(args.robot)
     console = Console()
-    with _progress(console) as progress:
+    with bags_progress(console, "reading") as progress:
         result = calibrate_delays(args.delay, profile, args.namespace, args.max_delay, progress)
     _print(console, result, profile.joints.rate_hz)
     if args.out is not None:
@@ -115,24 +112,3 @@ def _print(console: Console, result: Any, rate_hz: float) -> None:
         console.print(f"latency of camera {item.name}: {text}", markup=False, soft_wrap=True)
     for name, reason in result.skipped.items():
         console.print(f"skipped {name}: {reason}", style="yellow", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Any]:
-    """Show a bar on a terminal, and a line every tenth of the bags elsewhere."""
-    if not console.is_terminal:
-
-        def line(done: int, total: int, _: str) -> None:
-            if done % max(1, total // 10) == 0:
-                console.print(f"{done} of {total} bags read", highlight=False)
-
-        yield line
-        return
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=escape(name))
-
-        yield advance

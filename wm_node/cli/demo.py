@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from wm_node.bundle import Bundle, load_bundle
-from wm_node.cli.node_run import log_folder, observers, progress_bar, running, with_reasons
+from wm_node.cli.node_run import log_folder, observers, running, with_reasons
 from wm_node.cli.processes import (
     interrupts_on_termination,
     node_command,
@@ -22,6 +22,7 @@ from wm_node.cli.processes import (
     ros_arguments,
     write_profile,
 )
+from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import resource

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from wm_node.cli.progress import bags_progress
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import load_profile
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise WmError("--workers must be at least 1.")
     console = Console()
     began = time.monotonic()
-    with _progress(console) as progress:
+    with bags_progress(console, "ingesting") as progress:
         result = ingest(
             args.bags,
             profile,
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             namespace=args.namespace,
             workers=workers,
             overwrite=args.overwrite,
-            progress=progress,
+            progress=lambda done, total, report: progress(done, total, report.name),
         )
     figures = {
         **result.summary,
@@ -134,24 +132,3 @@ def print_summary(console: Console, figures: dict[str, Any]) -> None:
 def _counts(counts: dict[str, int]) -> str:
     parts = [f"{name} {count}" for name, count in counts.items() if count]
     return ", ".join(parts) or "none"
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Any]:
-    """Show a bar on a terminal, and a line every tenth of the bags elsewhere."""
-    if not console.is_terminal:
-
-        def line(done: int, total: int, _: Any) -> None:
-            if done % max(1, total // 10) == 0:
-                console.print(f"{done} of {total} bags", highlight=False)
-
-        yield line
-        return
-    columns = (TextColumn("ingesting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(done: int, total: int, report: Any) -> None:
-            bar.update(task, completed=done, total=total, description=escape(report.name))
-
-        yield advance

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
 
 from wm_node.bundle import Bundle
 from wm_node.cli.processes import (
@@ -101,26 +99,3 @@ def with_reasons(processes: ProcessGroup) -> Iterator[None]:
             if fault is not None:
                 raise WmError(f"{error} It says: {fault}") from error
         raise
-
-
-@contextmanager
-def progress_bar(
-    console: Console, columns: Sequence[ProgressColumn], total: float, **fields: Any
-) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block lasts, on a terminal only.
-
-    Args:
-        console: where.
-        columns: of the bar.
-        total: its end.
-        fields: first values of what the columns name besides.
-
-    Yields:
-        A function that takes ``completed`` and fields by keyword and shows them.
-    """
-    if not console.is_terminal:
-        yield lambda **values: None
-        return
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total, **fields)
-        yield partial(progress.update, task)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from wm_node.cli.progress import progress_bar
 from wm_node.json_file import write_json
-from wm_node.recording.recover import Progress as Report
 from wm_node.recording.recover import RecoverReport, recover
 
 
@@ -32,8 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Repair the bag and say what was saved; 0 also for a bag that was healthy."""
-    with _progress() as progress:
-        report = recover(args.bag, args.out, args.in_place, progress)
+    columns = (TextColumn("recovering"), BarColumn(), TimeRemainingColumn())
+    with progress_bar(Console(stderr=True), columns, None) as update:
+        report = recover(
+            args.bag,
+            args.out,
+            args.in_place,
+            lambda done, total: update(completed=done, total=total),
+        )
     sys.stdout.write(text(report))
     if args.json is not None:
         write_json(args.json, report.document())
@@ -68,15 +72,3 @@ def _lost(report: RecoverReport) -> str:
     if report.open_chunk_s > 0:
         return f"{known}, and at most {report.open_chunk_s:g} s still in memory at its end"
     return known
-
-
-@contextmanager
-def _progress() -> Iterator[Report | None]:
-    """Show a progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("recovering"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("recovering", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

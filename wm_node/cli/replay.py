@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from wm_node.bundle import Bundle, load_bundle
-from wm_node.cli.node_run import log_folder, observers, progress_bar, running, with_reasons
+from wm_node.cli.node_run import log_folder, observers, running, with_reasons
 from wm_node.cli.processes import (
     interrupts_on_termination,
     prepare_output,
     require,
     write_profile,
 )
+from wm_node.cli.progress import progress_bar
 from wm_node.data.bags import Bag, BagError, find_bags
 from wm_node.data.overlay import with_delays
 from wm_node.errors import WmError

@@ -86,12 +86,6 @@ class End:
 Item: TypeAlias = Header | Schema | Channel | Message | Metadata | Attachment | Damage | Cut | End
 
 
-def is_mcap(path: Path) -> bool:
-    """Return whether a file begins as every MCAP does."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 def scan(path: Path) -> Iterator[tuple[int, Item]]:
     """Yield (bytes passed, item) for everything readable, in file order.
 
