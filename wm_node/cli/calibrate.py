@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-delay", type=float, default=1.0, help="longest delay searched, in s")
     parser.add_argument(
-        "--out", type=Path, default=None, help="overlay to write, for 'wm ingest --delays'"
+        "--out", type=Path, default=None, help="overlay to write, for '--delays' and the nodes"
     )
     parser.add_argument(
         "--bundle", type=Path, default=None, help="key the overlay to this bundle as well"
