@@ -267,7 +267,7 @@ def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> d
     return entry | ({"full_precision": True} if graph.full_precision else {})
 
 
-def golden_arrays(net: WorldModelNet, graphs: dict[str, Graph]) -> dict[str, NDArray[Any]]:
+def golden_arrays(graphs: dict[str, Graph]) -> dict[str, NDArray[Any]]:
     """Inputs and the reference's outputs of every graph, keyed ``graph/in/name`` and ``/out/``."""
     arrays: dict[str, NDArray[Any]] = {}
     with torch.no_grad():
@@ -307,7 +307,7 @@ def export_bundle(
         folder = Path(temporary)
         save_weights(net, folder / WEIGHTS)
         entries = {name: export_graph(net, name, graph, folder) for name, graph in graphs.items()}
-        np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden_arrays(net, graphs))
+        np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden_arrays(graphs))
         for name, write in (attachments or {}).items():
             write(folder / name)
         manifest = {
