@@ -87,8 +87,10 @@ class Reach:
 
     def mug_clearance(self, x: Floats, y: Floats, yaw: Floats, times_s: Floats) -> Floats:
         """Return the distance (...) in m of a mug with its handle from the hand."""
-        points = [(x + out * np.cos(yaw), y + out * np.sin(yaw)) for out in (0.0, *HANDLE_POINTS)]
-        far = self.clearance(*(np.stack(axis) for axis in zip(*points, strict=True)), times_s)
+        outs = (0.0, *HANDLE_POINTS)
+        xs = np.stack([x + out * np.cos(yaw) for out in outs])
+        ys = np.stack([y + out * np.sin(yaw) for out in outs])
+        far = self.clearance(xs, ys, times_s)
         return np.asarray(np.minimum(far[0] - MUG_RADIUS, far[1:].min(axis=0) - HANDLE_RADIUS))
 
 
