@@ -244,6 +244,7 @@ def fidelity(*words: str) -> int:
     return main(["evaluate", "--fidelity", *words])
 
 
+@pytest.mark.timeout(400)  # it starts two processes, perhaps on a busy machine
 def test_the_shipped_bundle_gives_the_same_figures_in_any_number_of_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
