@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import Bundle, load_bundle
 from wm_node.engine import load_engine, tensorrt_backend
 from wm_node.engine.cuda_device import CudaDevice
 from wm_node.engine.engine_cache import CachedEngine
@@ -30,8 +30,7 @@ from wm_node.engine.tensorrt_adapter import TensorRt, find_tensorrt
 from wm_node.engine.tensorrt_backend import TensorRtEngine
 from wm_node.engine.torch_backend import TorchEngine
 from wm_node.errors import WmError
-from wm_node.model.export import untrained_bundle
-from wm_node.profile import load_profile
+from wm_node.resources import resource
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64",
@@ -197,20 +196,12 @@ class World:
         self.capturable, self.factor, self.loads, self.built = True, 1.0, True, True
         self.sizes: list[tuple[str, int]] = []
         real = find_tensorrt("sm_86").module
-        self.trt = TensorRt(
-            SimpleNamespace(
-                ILogger=real.ILogger,
-                nptype=real.nptype,
-                DynamicShapesKernelSpecializationStrategy=(
-                    real.DynamicShapesKernelSpecializationStrategy
-                ),
-                Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=self.deserialise),
-                float32=real.float32,
-                uint8=real.uint8,
-            ),
-            edition,
-            "10.3.0",
-        )
+        module: Any = ModuleType("stand_in")
+        for name in ("ILogger", "nptype", "DynamicShapesKernelSpecializationStrategy"):
+            setattr(module, name, getattr(real, name))
+        module.float32, module.uint8 = real.float32, real.uint8
+        module.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=self.deserialise)
+        self.trt = TensorRt(module, edition, "10.3.0")
 
     def cached(self, trt: Any, bundle: Bundle, graph: str, settings: Any, cache: Any) -> Any:
         self.sizes.append((graph, settings.candidates))
@@ -244,8 +235,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return untrained_bundle(load_profile("tabletop"), tmp_path_factory.mktemp("bundle") / "b")
+def bundle() -> Bundle:
+    return load_bundle(resource("bundles/tabletop"))
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
@@ -265,7 +256,8 @@ def test_every_graph_gets_its_bytes_and_gives_its_own(
 ) -> None:
     engine = load_engine(bundle, backend)
     assert engine.name == f"{world.trt.edition}-{end}"
-    assert world.cuda.launches == len(bundle.graphs)
+    checked = [graph for graph, spec in bundle.graphs.items() if spec.search is None]
+    assert world.cuda.launches == len(checked) == 6
 
 
 def test_an_engine_that_computes_something_else_is_refused(world: World, bundle: Bundle) -> None:
@@ -333,6 +325,7 @@ def test_faults_are_one_sentence(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="wm_node.tensorrt"):
         engine = TensorRtEngine(bundle, 1)
+        engine.prepare("read", world.golden["read"]["in"])
     assert "had to be built; wm compile does it before" in caplog.text
     with pytest.raises(WmError, match="was not built for inputs 'latents'"):
         engine.run("read", {"latents": np.zeros((2, 192), np.float32)})
@@ -341,7 +334,7 @@ def test_faults_are_one_sentence(
         engine.run("encode", world.golden["encode"]["in"])
     world.loads = False
     with pytest.raises(WmError, match=r"cannot load the engine encode\.engine"):
-        TensorRtEngine(bundle, 1)
+        TensorRtEngine(bundle, 1).prepare("encode", world.golden["encode"]["in"])
 
 
 def test_without_a_gpu_it_says_so(bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ machine without one. Both have the same Python API.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import re
@@ -98,10 +99,10 @@ def _check(found: TensorRt, target: str) -> None:
 
 
 class LogBridge:
-    """Hands TensorRT's messages to Python's logging, and keeps the first error of a build."""
+    """Hands TensorRT's messages to Python's logging, and keeps the first error since ``begin``."""
 
-    def __init__(self, trt: TensorRt) -> None:
-        severity = trt.module.ILogger.Severity
+    def __init__(self, module: Any) -> None:
+        severity = module.ILogger.Severity
         levels = {
             severity.INTERNAL_ERROR: logging.ERROR,
             severity.ERROR: logging.ERROR,
@@ -112,7 +113,7 @@ class LogBridge:
         bridge = self
         self.first_error = ""
 
-        class Logger(trt.module.ILogger):  # type: ignore[name-defined, misc]
+        class Logger(module.ILogger):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 super().__init__()  # pybind11 asks for this very call
 
@@ -126,39 +127,58 @@ class LogBridge:
 
         self.logger = Logger()
 
+    def begin(self) -> None:
+        """Forget the errors of what was done before."""
+        self.first_error = ""
 
-def progress_monitor(trt: TensorRt, watch: Watch) -> Any:
-    """Return an ``IProgressMonitor`` with an attribute ``fault``, None where the API has none.
 
-    ``fault`` is what ``watch`` raised, which also cancels the build: an exception must not travel
-    through TensorRT.
-    """
-    base = getattr(trt.module, "IProgressMonitor", None)
-    if base is None:
-        return None
+@functools.cache
+def log_bridge(module: Any) -> LogBridge:
+    """Return the bridge of a TensorRT module: one, because TensorRT keeps the first logger only."""
+    return LogBridge(module)
 
-    class Monitor(base):  # type: ignore[valid-type, misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.fault: BaseException | None = None
-            self._steps: dict[str, int] = {}
 
-        def _tell(self, phase: str, done: int) -> bool:
-            if self.fault is None:
-                try:
-                    watch(phase, done, self._steps.get(phase, done))
-                except BaseException as error:
-                    self.fault = error
-            return self.fault is None
+class BuildMonitor:
+    """Follows a build through TensorRT's ``IProgressMonitor``, and can end it."""
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._steps[phase] = steps
-            self._tell(phase, 0)
+    def __init__(self, module: Any, watch: Watch | None) -> None:
+        self.fault: BaseException | None = None
+        """What ``watch`` raised; it ends the build, but must not travel through TensorRT."""
+        self._watch = watch
+        self._cancelled = False
+        self._steps: dict[str, int] = {}
+        self.monitor: Any = None
+        """To be set as the builder's ``progress_monitor``; None where the API has none."""
+        base = getattr(module, "IProgressMonitor", None)
+        if base is None:
+            return
+        told = self
 
-        def step_complete(self, phase: str, step: int) -> bool:
-            return self._tell(phase, step + 1)
+        class Monitor(base):  # type: ignore[valid-type, misc]
+            def __init__(self) -> None:
+                super().__init__()
 
-        def phase_finish(self, phase: str) -> None:
-            self._tell(phase, self._steps.get(phase, 0))
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                told._steps[phase] = steps
+                told._tell(phase, 0)
 
-    return Monitor()
+            def step_complete(self, phase: str, step: int) -> bool:
+                return told._tell(phase, step + 1)
+
+            def phase_finish(self, phase: str) -> None:
+                told._tell(phase, told._steps.get(phase, 0))
+
+        self.monitor = Monitor()
+
+    def cancel(self) -> None:
+        """End the build at its next step."""
+        self._cancelled = True
+
+    def _tell(self, phase: str, done: int) -> bool:
+        """Tell the watcher; return whether the build goes on."""
+        if self._watch is not None and not self._cancelled:
+            try:
+                self._watch(phase, done, self._steps.get(phase, done))
+            except BaseException as error:
+                self.fault, self._cancelled = error, True
+        return not self._cancelled

@@ -22,7 +22,7 @@ from wm_node.bundle import Bundle
 from wm_node.engine.cuda_device import checked, cuda_runtime, current_device
 from wm_node.engine.engine_cache import EngineCache
 from wm_node.engine.protocol import Arrays
-from wm_node.engine.tensorrt_adapter import LogBridge, TensorRt, find_tensorrt, log
+from wm_node.engine.tensorrt_adapter import TensorRt, find_tensorrt, log, log_bridge
 from wm_node.engine.tensorrt_build import BuildSettings, cached_engine
 from wm_node.errors import WmError
 
@@ -33,8 +33,8 @@ Release = list[Callable[[], Any]]
 class TensorRtEngine:
     """Runs the bundle's graphs on the first GPU, one CUDA graph for each set of shapes.
 
-    Engines come from the cache, or are built when they are first needed: at the golden check, when
-    a node is configured. ``wm compile`` does it before.
+    Engines come from the cache, or are built when they are first needed: at the golden check and by
+    :meth:`prepare`, when a node is configured. ``wm compile`` does it before.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TensorRtEngine:
         precision: str = "fp32",
         cache: EngineCache | None = None,
     ) -> None:
-        """Start CUDA and load or build every engine.
+        """Start CUDA; engines are loaded or built when they are first needed.
 
         Args:
             bundle: a checked bundle.
@@ -53,7 +53,7 @@ class TensorRtEngine:
             cache: where engines are kept (default: the user's).
 
         Raises:
-            WmError: no GPU, no TensorRT, or an engine that cannot be built or loaded.
+            WmError: no GPU, or no TensorRT.
         """
         self._trt = find_tensorrt()
         self._cuda = cuda_runtime()
@@ -63,7 +63,7 @@ class TensorRtEngine:
         self._bundle = bundle
         self._cache = cache or EngineCache()
         self._settings = BuildSettings(precision=precision, threads=threads)
-        self._bridge = LogBridge(self._trt)
+        self._bridge = log_bridge(self._trt.module)
         self._runtime = self._trt.module.Runtime(self._bridge.logger)
         self._release: Release = []
         # Device memory is scarce: it is given back with the engine, not when the process ends.
@@ -73,8 +73,6 @@ class TensorRtEngine:
         self._release.append(partial(self._cuda.cudaStreamDestroy, self._stream))
         self._engines: dict[str, Any] = {}
         self._bound: dict[Key, _Bound] = {}
-        for graph in bundle.graphs:
-            self._load(graph)
 
     def prepare(self, graph: str, inputs: Arrays) -> None:
         """See :class:`wm_node.engine.protocol.Engine`."""
@@ -91,6 +89,7 @@ class TensorRtEngine:
 
     def _load(self, graph: str) -> None:
         entry = cached_engine(self._trt, self._bundle, graph, self._settings, self._cache)
+        self._bridge.begin()
         engine = self._runtime.deserialize_cuda_engine(entry.data)
         if engine is None:
             raise WmError(
@@ -109,8 +108,10 @@ class TensorRtEngine:
         if sizes and (wanted := inputs["actions"].shape[0]) > sizes[2]:
             self._settings = replace(self._settings, candidates=wanted)
             # Contexts keep the smaller engines alive, which go on serving their sizes.
-            self._load("rollout")
-            self._load("search")
+            self._engines.pop("rollout", None)
+            self._engines.pop("search", None)
+        if graph not in self._engines:
+            self._load(graph)
         shapes = {name: tuple(inputs[name].shape) for name in spec.inputs}
         return _Bound(
             self._trt,

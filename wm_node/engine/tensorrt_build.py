@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from wm_node.engine.cuda_device import CudaDevice, current_device
 from wm_node.engine.engine_cache import CachedEngine, EngineCache, EngineKey
 from wm_node.engine.tensorrt_adapter import (
     CURRENT,
+    BuildMonitor,
     LogBridge,
     TensorRt,
     Watch,
     log,
-    progress_monitor,
+    log_bridge,
 )
 from wm_node.errors import WmError
 
@@ -159,7 +161,8 @@ def build_engine(
         ) from error
 
     path = bundle.file(bundle.graphs[graph].file)
-    bridge = LogBridge(trt)
+    bridge = log_bridge(trt.module)
+    bridge.begin()
     model = read_network(path, settings.precision_of(bundle, graph))
     builder = trt.module.Builder(bridge.logger)
     if builder is None:
@@ -180,12 +183,7 @@ def build_engine(
     _set_shapes(builder, config, dynamic_axes(model), settings.axes(bundle, graph), path)
     if timings is not None:
         _read_timings(config, timings)
-    monitor = progress_monitor(trt, watch) if watch else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    serialised = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.fault is not None:
-        raise monitor.fault
+    serialised = _build(trt, builder, network, config, watch)
     del parser  # the network reads weights that the parser owns: it had to live until here
     if serialised is None:
         raise WmError(
@@ -195,6 +193,27 @@ def build_engine(
     if timings is not None:
         _write_timings(config, timings)
     return bytes(serialised)
+
+
+def _build(trt: TensorRt, builder: Any, network: Any, config: Any, watch: Watch | None) -> Any:
+    """Build in a thread of its own, so that Ctrl-C reaches this one and not TensorRT's callbacks.
+
+    Raises:
+        BaseException: an interrupt, or what ``watch`` raised; the builder has ended by then.
+    """
+    following = BuildMonitor(trt.module, watch)
+    if following.monitor is not None:
+        config.progress_monitor = following.monitor
+    with ThreadPoolExecutor(1, "tensorrt-build") as pool:
+        built = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            serialised = built.result()
+        except BaseException:
+            following.cancel()
+            raise
+    if following.fault is not None:
+        raise following.fault
+    return serialised
 
 
 def _first(message: str) -> str:
