@@ -21,14 +21,16 @@ pytestmark = pytest.mark.skipif(
 def test_compiling_twice_builds_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compile", "--bundle", str(resource("bundles/tabletop")), "--target", "sm_86"]
     words += ["--precision", "fp16", "--candidates", "8", "--cache", str(tmp_path / "cache")]
+    for graph in ("propose", "read", "decode"):
+        words += ["--graph", graph]
     words += ["--json", str(tmp_path / "figures.json")]
     assert main(words) == 0
-    assert "search   fp16" in capsys.readouterr().err
+    assert "propose       fp16" in capsys.readouterr().err
     first = json.loads((tmp_path / "figures.json").read_text())
     assert main(words) == 0
     assert "was in the cache" in capsys.readouterr().err
     second = json.loads((tmp_path / "figures.json").read_text())
-    assert set(first["graphs"]) == {"encode", "rollout", "search", "propose", "decode", "read"}
+    assert list(first["graphs"]) == ["propose", "read", "decode"]
     for graph, figures in first["graphs"].items():
         assert figures["built"]
         assert not second["graphs"][graph]["built"]
@@ -42,6 +44,13 @@ def test_a_target_that_cannot_be_built_for_is_status_1(
     bundle = str(resource("bundles/tabletop"))
     assert main(["compile", "--bundle", bundle, "--target", "sm_87"]) == 1
     assert "on the robot itself use --target current" in capsys.readouterr().err
+
+
+def test_an_unknown_graph_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(resource("bundles/tabletop"))
+    words = ["compile", "--bundle", bundle, "--target", "sm_86", "--graph", "dream"]
+    assert main(words) == 1
+    assert "no graph 'dream'; it has encode" in capsys.readouterr().err
 
 
 def test_help_names_the_targets(capsys: pytest.CaptureFixture[str]) -> None:

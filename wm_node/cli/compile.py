@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from wm_node.cli.help import Help
+from wm_node.errors import WmError
 from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="current",
         help="'current': the GPU of this machine; or a compute capability, such as sm_86",
     )
+    parser.add_argument(
+        "--graph", action="append", metavar="NAME", help="only this graph; may be repeated"
+    )
     parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32")
     parser.add_argument(
         "--cache", type=Path, default=default_folder(), metavar="DIR", help="where engines are kept"
@@ -86,11 +90,14 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     bundle = load_bundle(args.bundle)
+    chosen = args.graph or list(bundle.graphs)
+    if unknown := [name for name in chosen if name not in bundle.graphs]:
+        raise WmError(f"the bundle has no graph '{unknown[0]}'; it has {', '.join(bundle.graphs)}.")
     trt = find_tensorrt(args.target)
     cache = EngineCache(args.cache, int(args.cache_gb * 2**30))
     console = Console(stderr=True, highlight=False)
     console.print(f"{trt.edition} {trt.version}, target {args.target}, cache {cache.folder}")
-    graphs = _compile(trt, bundle, settings, cache, console)
+    graphs = _compile(trt, bundle, chosen, settings, cache, console)
     figures = {
         "bundle": str(bundle.path),
         "bundle_sha256": bundle.sha256,
@@ -105,7 +112,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compile(
-    trt: TensorRt, bundle: Bundle, settings: BuildSettings, cache: EngineCache, console: Console
+    trt: TensorRt,
+    bundle: Bundle,
+    graphs: list[str],
+    settings: BuildSettings,
+    cache: EngineCache,
+    console: Console,
 ) -> dict[str, Any]:
     from wm_node.engine.tensorrt_build import cached_engine
 
@@ -117,7 +129,7 @@ def _compile(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        whole = progress.add_task("graphs", total=len(bundle.graphs))
+        whole = progress.add_task("graphs", total=len(graphs))
         part = progress.add_task("", total=1, visible=False)
 
         def watch(phase: str, done: int, steps: int) -> None:
@@ -125,14 +137,14 @@ def _compile(
                 part, description=phase, completed=done, total=max(steps, 1), visible=True
             )
 
-        for graph in bundle.graphs:
+        for graph in graphs:
             progress.update(whole, description=graph)
             begun = time.monotonic()
             engine = cached_engine(trt, bundle, graph, settings, cache, watch)
             seconds = time.monotonic() - begun
             progress.advance(whole)
             console.print(
-                f"{graph:<8} {engine.key.precision}  {len(engine.data) / 1e6:6.1f} MB  "
+                f"{graph:<13} {engine.key.precision}  {len(engine.data) / 1e6:6.1f} MB  "
                 + (f"built in {seconds:.1f} s" if engine.built else "was in the cache")
             )
             figures[graph] = {
