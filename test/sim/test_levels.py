@@ -194,7 +194,6 @@ def test_a_second_mug_that_is_moved_or_falls_is_a_violation(sims):
     sim = sims["clutter"]
     sim.reset(4)
     x, y = sim.setup.rest_qpos[:2]
-    away = (-x, -y)
     tip = sim.setup.start.tip
     mug = sim.mug_pose()[:2]
     sim.restore(moved_to(sim, mug, tip, second_mug=standing(x + 0.015, y, 0.0)))
@@ -204,7 +203,6 @@ def test_a_second_mug_that_is_moved_or_falls_is_a_violation(sims):
     lying = [x, y, 0.04, math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0]
     sim.restore(moved_to(sim, mug, tip, second_mug=lying))
     assert sim.violation() == "second mug fell"
-    assert away != mug
 
 
 def test_the_block_stops_a_mug(sims):
