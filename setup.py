@@ -36,8 +36,8 @@ EXTRAS = {
         "tensorboard>=2.18",
         "scikit-image>=0.24",
     ],
-    # Engines for NVIDIA GPUs, built ahead of time without one (Linux on x86-64). A Jetson has its own
-    # TensorRT and needs of these only onnx, and the cuda-bindings of its CUDA version.
+    # Engines for NVIDIA GPUs, built ahead of time without one (Linux on x86-64). A Jetson has its
+    # own TensorRT and needs of these only onnx, and the cuda-bindings of its CUDA version.
     "tensorrt": [
         "onnx>=1.17",
         f"tensorrt-rtx-cu13-bindings>=1.7 ; {X86_LINUX}",

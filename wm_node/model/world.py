@@ -13,6 +13,7 @@ from wm_node.model.dynamics import Dynamics, Memory
 from wm_node.model.encoder import FrameEncoder
 from wm_node.model.heads import Heads
 from wm_node.model.joint_baseline import JointBaseline
+from wm_node.model.joint_labels import JointLabels
 
 # Buffers of the data's statistics: name -> attribute of Dims that gives their length.
 STATISTICS = {"joints": "joints", "actions": "action", "labels": "labels"}
@@ -29,6 +30,7 @@ class WorldModelNet(nn.Module):
         self.heads = Heads(dims, config)
         self.decoder = FrameDecoder(dims, config)
         self.joint_baseline = JointBaseline(dims)
+        self.joint_labels = JointLabels(dims)
         self.register_buffer("correction_gain", torch.ones(dims.horizon))
         self.correction_gain: Tensor
         for name, size in STATISTICS.items():
@@ -178,7 +180,7 @@ class WorldModelNet(nn.Module):
             "future_joints": future_joints,
             "uncertainty": spread,
             "time_to_goal": self.heads.value(future, goal_latent.unsqueeze(1).expand_as(future)),
-            **self.labelled(future),
+            **self._labelled(future, future_joints),
         }
 
     def search(
@@ -202,25 +204,32 @@ class WorldModelNet(nn.Module):
     ) -> dict[str, Tensor]:
         """As :meth:`search`, out of a remembered context with newest latent (1, latent)."""
         steps = self._by_step(actions)
-        future = self.follow(memory, present, joints, past_actions, steps)[0][0]
-        return {"future_latents": future, **self.labelled(future)}
+        future, hidden, guess = self.follow(memory, present, joints, past_actions, steps)
+        future_joints = self.future_joints(hidden, guess, joints[:, -1])[0]
+        return {"future_latents": future[0], **self._labelled(future[0], future_joints)}
 
     def _by_step(self, actions: Tensor) -> Tensor:
         """(N, H * ticks, A) -> (1, N, H, ticks, A)."""
         dims = self.dims
         return actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
 
-    def labelled(self, future: Tensor) -> dict[str, Tensor]:
-        """(N, H, latent) -> state and cumulative risk, where the profile labels them."""
+    def _labelled(self, future: Tensor, joints: Tensor) -> dict[str, Tensor]:
+        """(N, H, latent) and (N, H, J) -> state and cumulative risk, where the profile has them."""
         outputs = {}
         if self.dims.labels:
-            outputs["state"] = self.restore("labels", self.heads.state(future))
+            outputs["state"] = self.state(future, joints)
         if self.dims.events:
             outputs["risk"] = running_max(torch.sigmoid(self.heads.risk(future)))
         return outputs
 
+    def state(self, latents: Tensor, joints: Tensor) -> Tensor:
+        """(..., latent) and (..., J) -> (..., S): the labelled state, joints where they tell it."""
+        read = self.restore("labels", self.heads.state(latents))
+        placed: Tensor = self.joint_labels(self.normalise("joints", joints), read)
+        return placed
+
     def read(self, latents: Tensor) -> Tensor:
-        """(B, latent) -> (B, S): the labelled state of observed latents."""
+        """(B, latent) -> (B, S): the labelled state of observed latents alone, as of a picture."""
         return self.restore("labels", self.heads.state(latents))
 
     def propose(self, latent: Tensor, joints: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,15 @@ def fit_baseline(net: WorldModelNet, data: TrainingData, limit: int = 40_000) ->
     )
 
 
+def fit_joint_labels(net: WorldModelNet, data: TrainingData) -> None:
+    """Find the labels that the joints alone determine, and how; judged on left-out episodes."""
+    if not net.dims.labels:
+        return
+    left_out = torch.zeros(len(data.joints), dtype=torch.bool)
+    left_out[torch.from_numpy(data.split(1).validation)] = True
+    net.joint_labels.fit(net.normalise("joints", data.joints), data.labels, left_out)
+
+
 def freeze_encoder(net: WorldModelNet) -> None:
     """Fix what phase 1 made, its BatchNorm statistics too."""
     for parameter in net.encoder.parameters():
@@ -245,8 +254,8 @@ def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
         if step_ahead <= windows.horizon:
             figures[f"joint_rmse_{step_ahead}"] = float(error[:, step_ahead - 1].mean().sqrt())
     if net.dims.labels:
-        read = net.restore("labels", net.heads.state(future))
-        seen = net.restore("labels", net.heads.state(wanted))
+        read = net.state(future, windows.joints(window, hidden, guess))
+        seen = net.state(wanted, joints[:, windows.context :])
         for index, name in enumerate(windows.data.profile.label_names):
             gap = (read - window["labels"])[..., index].abs()
             figures[f"{name}_mae_{windows.horizon}"] = float(gap[:, -1].nanmean())

@@ -26,6 +26,7 @@ from wm_node.training.dynamics_phase import (
     Windows,
     dynamics_phase,
     fit_baseline,
+    fit_joint_labels,
     freeze_encoder,
     set_correction_gain,
     validate,
@@ -74,6 +75,7 @@ class _Run:
         if settings.start_from is None:
             self.net.set_statistics(self.data.statistics())
             fit_baseline(self.net, self.data)
+            fit_joint_labels(self.net, self.data)
         else:
             self._start_from(settings.start_from)
         self.encoder_training = EncoderTraining(self.net).to(self.device)
