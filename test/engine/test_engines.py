@@ -146,6 +146,9 @@ def test_position_control_and_drawing_are_computed_in_full_precision(tmp_path: P
         "rollout",
         "search",
         "decode",
+        "plan_fast",
+        "plan_normal",
+        "plan_thorough",
     }
     assert {name for name, spec in tip.graphs.items() if spec.full_precision} == {"decode"}
     engine = load_engine(arm, "openvino")

@@ -41,7 +41,8 @@ def _worst_error(bundle: Bundle, graph: str, precision: str) -> float:
 @pytest.mark.parametrize("graph", ["encode", "rollout", "search", "propose", "read"])
 def test_rewritten_graphs_reproduce_the_golden_arrays(bundle: Bundle, graph: str) -> None:
     assert _worst_error(bundle, graph, "fp32") < 2e-3
-    assert 0.0 < _worst_error(bundle, graph, "fp16") < 2e-2
+    if not bundle.graphs[graph].full_precision:
+        assert 0.0 < _worst_error(bundle, graph, "fp16") < 2e-2
 
 
 def test_products_are_half_and_the_rest_is_not(bundle: Bundle) -> None:

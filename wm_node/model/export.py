@@ -74,9 +74,13 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
         0, 256, (1, dims.cameras, dims.height, dims.frame_width, 3), generator=random
     ).to(torch.uint8)
     ticks = dims.horizon * dims.ticks
-    joints = net.joints_mean + net.joints_std * normal(1, dims.context, dims.joints)
-    past = net.actions_mean + net.actions_std * normal(1, dims.context, dims.ticks, dims.action)
-    actions = net.actions_mean + net.actions_std * normal(GOLDEN_CANDIDATES, ticks, dims.action)
+    # Well inside the data's range, and slow: far outside of it polynomials of the joints would
+    # magnify rounding.
+    spread, effort = 0.5 * net.joints_std, 0.5 * net.actions_std
+    drift = 0.04 * spread * normal(1, dims.context, dims.joints)
+    joints = net.joints_mean + spread * normal(1, 1, dims.joints) + drift
+    past = net.actions_mean + effort * normal(1, dims.context, dims.ticks, dims.action)
+    actions = net.actions_mean + effort * normal(GOLDEN_CANDIDATES, ticks, dims.action)
     goal_state = normal(1, max(dims.labels, 1))
     latent = normal(1, config.latent)
 
@@ -93,6 +97,8 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
         "past_actions": past,
         "actions": actions,
     }
+    # Joint positions, and labels that are polynomials of them, need more bits than bf16 has.
+    precise = dims.positions or bool(net.joint_labels.determined.any())
     graphs = {
         "encode": Graph(
             lambda frames, mask: {"latent": net.encoder(frames, mask)},
@@ -103,11 +109,9 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
             net.outcome,
             {**prompt, "goal_latent": latent},
             {"actions": "candidates"},
-            full_precision=dims.positions,
+            full_precision=precise,
         ),
-        "search": Graph(
-            net.search, prompt, {"actions": "candidates"}, full_precision=dims.positions
-        ),
+        "search": Graph(net.search, prompt, {"actions": "candidates"}, full_precision=precise),
         "propose": Graph(
             propose,
             {
@@ -121,7 +125,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
             decode,
             {
                 "latents": normal(GOLDEN_CANDIDATES, config.latent),
-                "joints": joints[0, :1] + net.joints_std * normal(GOLDEN_CANDIDATES, dims.joints),
+                "joints": joints[0, :1] + spread * normal(GOLDEN_CANDIDATES, dims.joints),
                 "latent_now": latent,
                 "joints_now": joints[:, -1],
                 "frames_now": frames,
@@ -137,7 +141,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
     knots, size = profile.basis.knots, dims.action
     columns = Columns.of(profile)
     for name, search in PRESETS.items():
-        scale = net.actions_std * torch.tensor([[-3.0], [3.0], [1.0], [0.1]])
+        scale = net.actions_std * torch.tensor([[-1.0], [1.0], [0.5], [0.1]])
         graphs[name] = Graph(
             partial(plan_search, net, columns, search),
             {
@@ -147,7 +151,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
                 "weights": torch.ones(4),
                 "scales": torch.ones(2),
                 "events": torch.ones(max(dims.events, 1)),
-                "seeds": net.actions_mean + net.actions_std * normal(search.seeds, ticks, size),
+                "seeds": net.actions_mean + effort * normal(search.seeds, ticks, size),
                 "mean": net.actions_mean.expand(knots, size).contiguous(),
                 "noise": normal(search.iterations, search.candidates, knots, size),
                 "basis": normal(ticks, knots),
@@ -157,7 +161,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
                 "before": torch.zeros(ticks, size),
             },
             {},
-            full_precision=dims.positions,
+            full_precision=precise,
             search=search,
             golden=("first_costs",),
         )

@@ -55,7 +55,8 @@ class JointLabels(nn.Module):
         Returns:
             (..., S) likewise.
         """
-        own = self.features(joints) @ self.weight
+        # Not a matrix product: those may be computed in half precision, and cubes need more.
+        own = (self.features(joints).unsqueeze(-1) * self.weight).sum(-2)
         return labels + self.determined * (own - labels)
 
     def fit(self, joints: Tensor, labels: Tensor, left_out: Tensor) -> None:
