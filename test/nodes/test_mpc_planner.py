@@ -200,13 +200,13 @@ def test_risk_that_is_not_available_is_passed_on_as_such(
 ):
     assert pair.world.foresight is not None
     model = pair.world.foresight.model
-    search = model.run_search
+    outcomes_of = model._outcomes  # of rollouts and of compiled searches alike
 
     def without_risk(*args: Any, **more: Any) -> Any:
-        out, outcomes = search(*args, **more)
-        return out, replace(outcomes, risk=np.full_like(outcomes.risk, np.nan))
+        outcomes = outcomes_of(*args, **more)
+        return replace(outcomes, risk=np.full_like(outcomes.risk, np.nan))
 
-    monkeypatch.setattr(model, "run_search", without_risk)
+    monkeypatch.setattr(model, "_outcomes", without_risk)
     verdicts = pair.robot.fresh(VERDICT)
     pair.robot.await_(
         lambda: verdicts and np.isnan(unpack(verdicts[-1])[1]["risk_fell"]).all(), "NaN risk"
