@@ -34,6 +34,12 @@ MAX_MANIFEST_BYTES = 4_000_000
 MAX_FILE_BYTES = 4_000_000_000
 
 
+NOT_FINITE = 1e30
+"""Cost that a graph of a whole search gives candidates whose predictions are not finite."""
+SEARCH_TERMS = ("goal", "push", "risk", "smoothness")
+"""Order of its weights and of the terms of its cost."""
+
+
 @dataclass(frozen=True)
 class SearchSize:
     """What is fixed in a graph that searches a whole plan."""

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from wm_node.bundle import Bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
-from wm_node.model.config import ModelConfig
-from wm_node.model.export import untrained_bundle
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig
 from wm_node.planning.world_model import Context, WorldModel
-from wm_node.profile import load_profile
+from wm_node.profile import RobotProfile, load_profile
 
 PROFILE = load_profile("tabletop")
-SMALL = ModelConfig(
-    latent=32,
-    encoder_channels=(8, 8, 8),
-    encoder_hidden=32,
-    width=32,
-    layers=2,
-    heads=2,
-    head_hidden=32,
-    value_hidden=32,
-    ensemble_dim=8,
-    decoder_channels=(8, 8, 8, 8),
-)
+LATENT = 32  # of the small random model
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    # Spread weights, so that outcomes differ with the actions.
-    path = tmp_path_factory.mktemp("bundles") / "small"
-    return untrained_bundle(PROFILE, path, config=SMALL, spread=0.2)
+def bundle(
+    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
+    return random_bundle_of(PROFILE, tmp_path_factory.mktemp("bundles") / "small")
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino"])
@@ -54,7 +45,7 @@ class ByRollouts:
 def _context(random: np.random.Generator) -> Context:
     return Context(
         10_000_000_000,
-        random.normal(size=(2, SMALL.latent)).astype(np.float32),
+        random.normal(size=(2, LATENT)).astype(np.float32),
         random.normal(0.5, 0.3, (2, 4)).astype(np.float32),
         random.normal(0.0, 0.1, (2, 2, 2)).astype(np.float32),
     )
@@ -105,6 +96,19 @@ def test_weights_beyond_the_compiled_search_are_searched_by_rollouts(model: Worl
 def test_other_sizes_are_searched_by_rollouts(model: WorldModel) -> None:
     assert model.compiled_search(32, 3) is not None
     assert model.compiled_search(33, 3) is None
+
+
+def test_another_share_of_elites_is_searched_by_rollouts(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **more: object) -> None:
+        raise AssertionError("the compiled search has another number of elites")
+
+    monkeypatch.setattr(model, "run_search", refused)
+    planner = MpcPlanner(PROFILE, PlannerConfig(elite_share=0.5))
+    goal = Goal(state=np.zeros(2, np.float32))
+    plan = planner.plan(model, _context(np.random.default_rng(0)), goal, np.zeros((1, 2)), 0.1)
+    assert np.isfinite(plan.cost)
 
 
 def test_predictions_that_are_not_finite_are_refused(model: WorldModel) -> None:

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wm_node.bundle import SearchSize
+from wm_node.bundle import NOT_FINITE, SearchSize
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import RobotProfile
-
-HUGE = 1e30
-"""Cost of a candidate whose predictions are not finite."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def plan_search(
         latents: (1, C, latent); joints: (1, C, J); past_actions: (1, C, ticks, A): the context.
         goal_latent: (1, latent), read for ``time_to_goal`` of the winner alone.
         goal_state: (1, G).
-        weights: (4,) of goal, push, risk and smoothness; 0 where there is no such goal.
+        weights: (4,) in the order of ``SEARCH_TERMS``; 0 where there is no such goal.
         scales: (2,) tolerance and standoff, in the labels' units.
         events: (E,) 1 for events whose risk is available.
         seeds: (M, T, A) actions of the given candidates.
@@ -94,7 +91,7 @@ def plan_search(
     lower, upper, deviation, floor = limits[0], limits[1], limits[2].expand_as(mean), limits[3]
     extra = seeds
     best = torch.zeros_like(seeds[:1])
-    best_cost = torch.full((1,), 2.0 * HUGE, device=seeds.device)
+    best_cost = torch.full((1,), 2.0 * NOT_FINITE, device=seeds.device)
     best_terms = torch.zeros(1, 4, device=seeds.device)
     source = torch.full((1,), -1, dtype=torch.int64, device=seeds.device)
     first_costs = best_cost
@@ -170,8 +167,8 @@ def _costs(
     cost = terms.sum(-1)
     # A comparison with NaN is false, so these catch NaN and infinity alike.
     latents = outcome["future_latents"].abs().sum((1, 2))
-    sound = (cost.abs() < HUGE) & (latents < HUGE)
-    return torch.where(sound, cost, torch.full_like(cost, HUGE)), terms
+    sound = (cost.abs() < NOT_FINITE) & (latents < NOT_FINITE)
+    return torch.where(sound, cost, torch.full_like(cost, NOT_FINITE)), terms
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -170,10 +170,7 @@ class WorldModelNet(nn.Module):
         goal_latent: Tensor,
     ) -> dict[str, Tensor]:
         """As :meth:`outcome`, out of a remembered context with newest latent (1, latent)."""
-        steps = self._by_step(actions)
-        future, hidden, guess = self.follow(memory, present, joints, past_actions, steps)
-        future_joints = self.future_joints(hidden, guess, joints[:, -1])[0]
-        future, hidden = future[0], hidden[0]
+        future, hidden, future_joints = self._roll(memory, present, joints, past_actions, actions)
         spread = self.heads.disagreement.spread(hidden.flatten(0, 1)).view(hidden.shape[:2])
         return {
             "future_latents": future,
@@ -203,15 +200,22 @@ class WorldModelNet(nn.Module):
         actions: Tensor,
     ) -> dict[str, Tensor]:
         """As :meth:`search`, out of a remembered context with newest latent (1, latent)."""
-        steps = self._by_step(actions)
-        future, hidden, guess = self.follow(memory, present, joints, past_actions, steps)
-        future_joints = self.future_joints(hidden, guess, joints[:, -1])[0]
-        return {"future_latents": future[0], **self._labelled(future[0], future_joints)}
+        future, _, future_joints = self._roll(memory, present, joints, past_actions, actions)
+        return {"future_latents": future, **self._labelled(future, future_joints)}
 
-    def _by_step(self, actions: Tensor) -> Tensor:
-        """(N, H * ticks, A) -> (1, N, H, ticks, A)."""
+    def _roll(
+        self,
+        memory: Memory,
+        present: Tensor,
+        joints: Tensor,
+        past_actions: Tensor,
+        actions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents, hidden states and joints, each (N, H, ...), of actions (N, T, A)."""
         dims = self.dims
-        return actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
+        steps = actions.view(1, -1, dims.horizon, dims.ticks, dims.action)
+        future, hidden, guess = self.follow(memory, present, joints, past_actions, steps)
+        return future[0], hidden[0], self.future_joints(hidden, guess, joints[:, -1])[0]
 
     def _labelled(self, future: Tensor, joints: Tensor) -> dict[str, Tensor]:
         """(N, H, latent) and (N, H, J) -> state and cumulative risk, where the profile has them."""

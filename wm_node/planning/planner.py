@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
+from wm_node.bundle import NOT_FINITE, SEARCH_TERMS
 from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.world_model import CompiledSearch, Context, Floats, Outcomes
 from wm_node.profile import RobotProfile
-
-HUGE = 1e30
-"""Cost from which a compiled search means: not finite."""
 
 
 class OutcomeModel(Protocol):
@@ -76,6 +74,11 @@ class PlannerConfig:
             raise WmError("the planner needs 4 to 65536 candidates and 1 to 100 iterations.")
         if not (0.0 < self.elite_share <= 1.0 and 0.0 <= self.sigma_floor <= self.sigma <= 10.0):
             raise WmError("the planner needs 0 < elite_share <= 1 and 0 <= sigma_floor <= sigma.")
+
+    @property
+    def elites(self) -> int:
+        """Candidates that the next iteration is fitted to."""
+        return max(2, round(self.elite_share * self.candidates))
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,8 @@ class MpcPlanner:
         compiled = None
         if lean and isinstance(model, SearchModel):
             compiled = model.compiled_search(self.config.candidates, self.config.iterations)
-        if compiled is not None:
+        # A graph has its number of elites built in: another share is searched by rollouts.
+        if compiled is not None and compiled.size.elites == self.config.elites:
             plan = self._search_in_one_call(cast(SearchModel, model), compiled, task)
         else:
             plan = self._search_by_rollouts(model, task, lean)
@@ -260,7 +264,6 @@ class MpcPlanner:
         """Search with one call of the model an iteration."""
         config, mean = self.config, task.mean
         sigma = np.repeat((config.sigma * self._half)[None], len(mean), 0)
-        elites = max(2, round(config.elite_share * config.candidates))
         best: tuple[float, NDArray[np.float64], str] | None = None
         winner: Plan | None = None
         extra, labels = task.seeds, task.sources
@@ -286,7 +289,7 @@ class MpcPlanner:
                 )
             if not np.isfinite(best[0]):
                 break
-            kept = [index for index in order[:elites] if np.isfinite(cost[index])]
+            kept = [index for index in order[: config.elites] if np.isfinite(cost[index])]
             fitted = np.einsum("kt,nta->nka", self._fit, actions[kept])
             mean = fitted.mean(0)
             sigma = np.maximum(fitted.std(0), config.sigma_floor * self._half)
@@ -347,14 +350,13 @@ class MpcPlanner:
             },
         )
         cost, won = float(out["cost"][0]), int(out["source"][0])
-        names = ("goal", "push", "risk", "smoothness")
         return Plan(
             stamp_ns=task.context.stamp_ns,
             actions=out["actions"][0],
             applied=out["applied"][0],
             outcomes=outcomes,
-            cost=cost if abs(cost) < HUGE else np.inf,
-            terms=dict(zip(names, map(float, out["terms"][0]), strict=True)),
+            cost=cost if abs(cost) < NOT_FINITE else np.inf,
+            terms=dict(zip(SEARCH_TERMS, map(float, out["terms"][0]), strict=True)),
             source=(sources[won] if won < len(sources) else "brake") if won >= 0 else "samples",
         )
 
