@@ -11,14 +11,9 @@ from wm_node.cli.main import main
 from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
+from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.task import EpisodeScore
-from wm_node.training.suite_evaluation import (
-    EVALUATION_SEED,
-    VALIDATION_SEED,
-    evaluation_seeds,
-    summarise,
-    wilson95,
-)
+from wm_node.training.suite_evaluation import summarise, wilson95
 
 KEYS = {
     "planner",
@@ -118,10 +113,16 @@ def test_mpc_runs_with_any_bundle(tmp_path: Path, goal: str) -> None:
     assert figures["planner"] == "mpc"
 
 
+def test_without_a_bundle_the_one_that_ships_plans(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    words = ["--planner", "mpc", "--episodes", "1", "--workers", "1", "--seed", "3"]
+    assert evaluate(*words, "--json", str(file)) == 0
+    assert json.loads(file.read_text())["successes"] in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--planner", "mpc"], "needs a --bundle"),
         (["--planner", "magic"], "unknown planner 'magic'"),
         (["--planner", "still,magic"], "unknown planner 'magic'"),
         (["--planner", "still", "--level", "hard"], "no level 'hard'"),

@@ -276,7 +276,6 @@ def test_the_shipped_bundle_gives_the_same_figures_in_any_number_of_processes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "needs the --bundle"),
         (["--suite", "tabletop"], "not both"),
         (["--bundle", "shipped", "--states", "1"], "too few"),
         (["--bundle", "shipped", "--sequences", "8"], "8 sequences"),

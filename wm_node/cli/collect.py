@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
+
+if TYPE_CHECKING:
+    from wm_node.sim.behaviours import MakeBehaviour
 
 IMAGE_SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
 DEFAULT_BEHAVIOURS = "wander=0.25,aimed=0.40,edge=0.22,zone=0.13"
@@ -30,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
-        help="shares of wander, aimed, edge, zone",
+        help="shares of wander, aimed, edge, zone, and planner, which needs a --bundle",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=None, help="bundle that the behaviour 'planner' plans with"
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
     parser.add_argument(
@@ -49,25 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Collect; bags that are complete already are kept, so an interrupted run can go on."""
     # Imported here: --help must not need MuJoCo.
-    from wm_node.sim.behaviours import parse_mix
+    from wm_node.sim.behaviours import PLANNER, parse_mix
     from wm_node.sim.collect import Settings, collect
 
     profile = load_profile(args.robot)
     _check(args, profile)
     camera = profile.cameras[0]
     width, height = _image_size(args.image_size) or (camera.width, camera.height)
+    mix = parse_mix(args.behaviours, more=(PLANNER,))
+    make, sha256 = _player(args.bundle, PLANNER in mix.shares)
     settings = Settings(
         seed=args.seed,
-        behaviours=dict(parse_mix(args.behaviours).shares),
+        behaviours=dict(mix.shares),
         width=width,
         height=height,
         camera_rate_hz=args.camera_rate or camera.rate_hz,
         images=args.images,
+        bundle_sha256=sha256,
     )
     began = time.monotonic()
     counts: Counter[str] = Counter()
     behaviours: Counter[str] = Counter()
-    bags = collect(args.out, profile, settings, args.episodes, args.workers)
+    bags = collect(args.out, profile, settings, args.episodes, args.workers, make)
     for info, written in _with_progress(bags, args.episodes):
         counts["written" if written else "kept"] += 1
         counts["fell"] += info.fell
@@ -109,6 +118,26 @@ def _check(args: argparse.Namespace, profile: RobotProfile) -> None:
     rate = profile.cameras[0].rate_hz if args.camera_rate is None else args.camera_rate
     if not (1 <= rate <= 100 and 100 % rate == 0):
         raise WmError(f"the camera rate {rate:g} must divide 100 Hz, such as 10, 20 or 50.")
+
+
+def _player(bundle: Path | None, planned: bool) -> tuple[MakeBehaviour, str]:
+    """Return what builds the behaviours, and the hash of the bundle that one of them plans with.
+
+    Raises:
+        WmError: the planner without a bundle, a bundle without the planner, or a damaged one.
+    """
+    from wm_node.sim.behaviours import PLANNER, make_behaviour
+
+    if not planned:
+        if bundle is not None:
+            raise WmError(f"--bundle is for the behaviour '{PLANNER}'; give it a share, or none.")
+        return make_behaviour, ""
+    if bundle is None:
+        raise WmError(f"the behaviour '{PLANNER}' needs a --bundle to plan with.")
+    from wm_node.bundle import load_bundle
+    from wm_node.training.planned_play import behaviours_with_planner
+
+    return behaviours_with_planner(bundle), load_bundle(bundle).sha256
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:

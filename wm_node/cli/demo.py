@@ -26,6 +26,7 @@ from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import resource
+from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
     from wm_node.nodes.demo_driver import DemoDriver, Progress
@@ -37,7 +38,12 @@ START_S, PER_EPISODE_S = 90.0, 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--episodes", type=int, default=10, help="episodes to run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the evaluation: the episodes are those of wm evaluate --suite tabletop --seed S",
+    )
     parser.add_argument("--out", type=Path, default=Path("wm_demo"), help="folder of the results")
     parser.add_argument("--bundle", type=Path, help="bundle to run (default: the one that ships)")
     parser.add_argument(
@@ -55,10 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
-    if args.episodes < 1:
-        raise WmError("--episodes must be at least 1.")
-    if not 0 <= args.seed < 2**31:
-        raise WmError("--seed must be a whole number from 0 on.")
+    first_seed = evaluation_seeds(args.seed, args.episodes)[0]
     require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
     bundle = load_bundle(args.bundle or resource("bundles/tabletop"))
     if not bundle.profile.simulated:
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     started, started_s = time.monotonic(), time.time()
     limit_s = args.timeout or START_S + PER_EPISODE_S * args.episodes
     with interrupts_on_termination():
-        episodes, values = _drive(args, bundle, out, limit_s, console)
+        episodes, values = _drive(args, bundle, first_seed, out, limit_s, console)
         wall_s = time.monotonic() - started
         console.print("all processes have stopped; writing the report")
         from wm_node.reporting.demo import DemoRun, finish
@@ -96,11 +99,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _drive(
-    args: argparse.Namespace, bundle: Bundle, out: Path, limit_s: float, console: Console
+    args: argparse.Namespace,
+    bundle: Bundle,
+    first_seed: int,
+    out: Path,
+    limit_s: float,
+    console: Console,
 ) -> tuple[list[Episode], dict[str, dict[str, str]]]:
     """Start the processes, run the episodes, stop the processes, whatever happens."""
     deadline = time.monotonic() + limit_s
-    commands = _commands(args, bundle, out)
+    commands = _commands(args, bundle, first_seed, out)
     with running(commands, out, console, "the robot is simulated") as processes:
 
         def watch() -> None:
@@ -121,10 +129,12 @@ def _drive(
             return episodes, driver.values
 
 
-def _commands(args: argparse.Namespace, bundle: Bundle, out: Path) -> dict[str, list[str]]:
+def _commands(
+    args: argparse.Namespace, bundle: Bundle, first_seed: int, out: Path
+) -> dict[str, list[str]]:
     robot = log_folder(out) / "robot.yaml"
     write_profile(robot, bundle.profile)
-    simulator = ros_arguments({"robot": str(robot), "seed": args.seed})
+    simulator = ros_arguments({"robot": str(robot), "seed": first_seed})
     gate = ros_arguments({"robot": str(robot)}, str(resource("config/safety_gate.yaml")))
     return {
         "sim_robot": node_command("sim_robot", simulator),

@@ -14,6 +14,7 @@ from rich.table import Table
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
+from wm_node.resources import resource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "wm evaluate --suite tabletop --level clutter --planner still,random,scripted; "
         "wm evaluate --bundle B --bags DIR."
     )
-    parser.add_argument("--bundle", type=Path, default=None, help="what 'wm train' wrote")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=None,
+        help="what 'wm train' wrote (default for suite and fidelity: the one that ships)",
+    )
     parser.add_argument("--backend", default="openvino", help="openvino or torch")
     parser.add_argument("--threads", type=int, default=1, help="of inference, each process")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
@@ -92,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
+    args.bundle = args.bundle or resource("bundles/tabletop")
     if args.fidelity:
         if args.suite:
             raise WmError("give either --suite or --fidelity, not both.")

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from wm_node.errors import WmError
 from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
     """Run ``wm evaluate --bundle B --fidelity`` and print the table."""
     from wm_node.training.fidelity import Settings, evaluate_fidelity
 
-    if args.bundle is None:
-        raise WmError("--fidelity needs the --bundle to evaluate.")
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("comparing with the simulator", total=None)

@@ -78,8 +78,6 @@ class Dims:
     horizon: int
     labels: int
     events: int
-    positions: bool = False
-    """Whether actions are joint positions: then predicted joints need full precision."""
 
     @staticmethod
     def of(profile: RobotProfile) -> Dims:
@@ -105,5 +103,4 @@ class Dims:
             horizon=profile.model.horizon_steps,
             labels=len(profile.labels),
             events=len(profile.events),
-            positions=profile.action.kind == "joint_position",
         )

@@ -142,7 +142,7 @@ class MpcPlanner:
     def __init__(self, profile: RobotProfile, config: PlannerConfig, seed: int = 0) -> None:
         self.profile, self.config = profile, config
         self.objective = Objective(profile)
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
         self._tick_ns = 1e9 / profile.model.tick_rate_hz
         action = profile.action
         self._low, self._high = np.asarray(action.lower), np.asarray(action.upper)
@@ -152,11 +152,12 @@ class MpcPlanner:
         self._basis = spline_basis(ticks, profile.basis.knots)
         self._fit = np.linalg.pinv(self._basis)
         self._constants = self._constant_candidates()
-        self._previous: tuple[int, NDArray[np.float64]] | None = None
+        self.reset()
 
     def reset(self) -> None:
-        """Forget the last plan."""
-        self._previous = None
+        """Forget the last plan and draw the seed's random numbers from their beginning again."""
+        self._previous: tuple[int, NDArray[np.float64]] | None = None
+        self._random = np.random.default_rng(self._seed)
 
     def _constant_candidates(self) -> NDArray[np.float64]:
         """Straight motions (M, A): each axis both ways, and for planar actions the diagonals."""

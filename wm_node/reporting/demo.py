@@ -215,7 +215,7 @@ def _details(run: DemoRun, summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("robot", f"{summary['robot']}, simulated; nothing of this has run on hardware"),
         ("bundle", f"{run.bundle.path} ({summary['bundle_sha256']})"),
         ("engine", summary["backend"]),
-        ("first seed", str(run.seed)),
+        ("seed", str(run.seed)),
         ("control rate", _hz(summary["control_hz"])),
         ("wall time", f"{summary['wall_s']:.0f} s, from start to stop of all processes"),
         ("machine", summary["machine"]),

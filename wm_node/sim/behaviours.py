@@ -6,7 +6,7 @@ next (speed, noise, target); ``act`` returns the tip velocity (2,) in m/s for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import atan2, cos, hypot, pi, sin
 from typing import Protocol
@@ -253,6 +253,8 @@ class Mix:
         return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
+PLANNER = "planner"
+"""Name of the behaviour that plans with a bundle: :mod:`wm_node.training.planned_play`."""
 BEHAVIOURS = ("wander", "aimed", "edge", "zone")
 DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})
 
@@ -270,8 +272,16 @@ def make_behaviour(name: str) -> Behaviour:
     raise WmError(f"there is no behaviour '{name}'; use one of {', '.join(BEHAVIOURS)}.")
 
 
-def parse_mix(text: str) -> Mix:
+MakeBehaviour = Callable[[str], Behaviour]
+"""Builds a behaviour by name; picklable, where worker processes call it."""
+
+
+def parse_mix(text: str, more: Collection[str] = ()) -> Mix:
     """Read shares such as ``wander=0.3,aimed=0.7``, or names alone for equal shares.
+
+    Args:
+        text: what to read.
+        more: names that are known beside :data:`BEHAVIOURS`.
 
     Raises:
         WmError: an unknown name, or a share that is no positive number.
@@ -279,7 +289,8 @@ def parse_mix(text: str) -> Mix:
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, share = part.strip().partition("=")
-        make_behaviour(name)
+        if name not in more:
+            make_behaviour(name)
         try:
             value = float(share) if share else 1.0
         except ValueError:

@@ -19,7 +19,7 @@ from wm_node.data.images import encode_jpeg
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 from wm_node.sim.arm import JOINT_NAMES
-from wm_node.sim.behaviours import Mix
+from wm_node.sim.behaviours import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.episode import Streams, record_episode
 from wm_node.sim.generate import shared_simulator
 from wm_node.sim.processes import in_processes
@@ -42,6 +42,8 @@ class Settings:
     camera_rate_hz: float
     images: str
     """``raw`` or ``compressed``."""
+    bundle_sha256: str = ""
+    """Of the bundle that the planner plays with, if it is among the behaviours."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,14 @@ class _Job:
     seed: int
     settings: Settings
     profile: RobotProfile
+    make: MakeBehaviour
 
 
 def _collect_one(job: _Job) -> EpisodeInfo:
     settings = job.settings
     sim = shared_simulator(settings.width, settings.height, True)
     mix = Mix(settings.behaviours)
-    streams = record_episode(sim, job.seed, mix, settings.camera_rate_hz)
+    streams = record_episode(sim, job.seed, mix, settings.camera_rate_hz, make=job.make)
     if job.bag.exists():  # left over from a run that was stopped
         shutil.rmtree(job.bag)
     try:
@@ -158,7 +161,8 @@ def read_index(out: Path, settings: Settings) -> dict[int, EpisodeInfo]:
         known = {row["seed"]: EpisodeInfo(**row) for row in rows}
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise WmError(f"{path} is damaged; collect into another folder.") from error
-    if earlier != asdict(settings):
+    # Folders from before bundles could play lack the key.
+    if {"bundle_sha256": "", **earlier} != asdict(settings):
         raise WmError(
             f"{out} holds bags of other settings (see the first line of {INDEX_NAME}); use the "
             "same settings or another folder."
@@ -169,7 +173,12 @@ def read_index(out: Path, settings: Settings) -> dict[int, EpisodeInfo]:
 
 
 def collect(
-    out: Path, profile: RobotProfile, settings: Settings, episodes: int, workers: int
+    out: Path,
+    profile: RobotProfile,
+    settings: Settings,
+    episodes: int,
+    workers: int,
+    make: MakeBehaviour = make_behaviour,
 ) -> Iterator[tuple[EpisodeInfo, bool]]:
     """Write the bags ``<out>/episode_<seed>`` that are missing.
 
@@ -179,6 +188,7 @@ def collect(
         settings: what decides the contents.
         episodes: number of bags; seeds are ``settings.seed``, ``settings.seed + 1`` and so on.
         workers: processes.
+        make: builds behaviours by name; picklable.
 
     Yields:
         Each bag's contents, in order of seeds, and whether it was written now.
@@ -194,7 +204,7 @@ def collect(
         raise WmError(f"cannot write to {out}: {error.strerror}.") from error
     seeds = range(settings.seed, settings.seed + episodes)
     todo = (
-        _Job(out / f"episode_{seed:08d}", seed, settings, profile)
+        _Job(out / f"episode_{seed:08d}", seed, settings, profile, make)
         for seed in seeds
         if seed not in done
     )

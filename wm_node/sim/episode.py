@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.sim.behaviours import Mix, make_behaviour
+from wm_node.sim.behaviours import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
 
 NS = 1_000_000_000
@@ -47,6 +47,7 @@ def record_episode(
     mix: Mix,
     camera_rate_hz: float | None,
     duration_s: float = EPISODE_S,
+    make: MakeBehaviour = make_behaviour,
 ) -> Streams:
     """Run the episode ``seed`` with a behaviour drawn from ``mix``; the seed decides everything.
 
@@ -56,11 +57,12 @@ def record_episode(
         mix: shares of behaviours.
         camera_rate_hz: frames a second, a divisor of 100; None renders nothing.
         duration_s: length in simulated time.
+        make: builds the behaviour that was drawn.
     """
     rng = np.random.default_rng([seed, 0xB0B])
     sim.reset(seed)
     name = mix.draw(rng)
-    behaviour = make_behaviour(name)
+    behaviour = make(name)
     behaviour.reset(sim, rng)
     # Commands need not fall on the frames: the closed loop's do not either.
     phase = int(rng.integers(0, COMMAND_STEPS))

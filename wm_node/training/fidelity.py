@@ -27,6 +27,7 @@ from wm_node.sim.behaviours import CONTACT_M, Behaviour, Mix, Scripted, make_beh
 from wm_node.sim.behaviours import push_velocity as push
 from wm_node.sim.oracle import EVENTS, LABELS, SimulatorModel
 from wm_node.sim.processes import in_processes
+from wm_node.sim.seeds import evaluation_seeds
 from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import TICK_S, Task, task_for_seed
@@ -40,7 +41,6 @@ from wm_node.training.fidelity_figures import (
     figures_of,
 )
 from wm_node.training.policies import MpcPolicy, PlanSettings, committed_commands
-from wm_node.training.suite_evaluation import evaluation_seeds
 
 # The suite's seeds end below 200 million.
 STATE_SEED = 200_000_000

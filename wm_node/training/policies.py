@@ -71,6 +71,10 @@ class MpcPolicy:
         self._buffer.reset()
         self._fresh = True
         self._commands = 0
+        self.aim(task, sim)
+
+    def aim(self, task: Task, sim: TabletopSim) -> None:
+        """Take the task's goal, in the midst of an episode too."""
         if self._kind == "state":
             self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
         else:

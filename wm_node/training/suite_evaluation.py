@@ -15,24 +15,13 @@ from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.levels import find_level
+from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
 from wm_node.sim.task import EpisodeScore
 from wm_node.training.policies import MpcPolicy, OraclePolicy, PlanSettings
 
 PLANNERS = ("mpc", "oracle", *REFERENCE_POLICIES)
-# Seeds are kept apart by use: training below 5 million, choice of checkpoints from 5, evaluation
-# from 10 million on.
-VALIDATION_SEED = 5_000_000
-EVALUATION_SEED = 10_000_000
-SEED_SPACING = 100_000
-
-
-def evaluation_seeds(seed: int, episodes: int, first: int = EVALUATION_SEED) -> list[int]:
-    """Return the episodes' seeds of evaluation ``seed``; equal for all planners, so paired."""
-    if not (0 <= seed < 1000 and 1 <= episodes <= SEED_SPACING):
-        raise WmError(f"use a --seed of 0 to 999 and 1 to {SEED_SPACING} episodes.")
-    return [first + seed * SEED_SPACING + number for number in range(episodes)]
 
 
 def wilson95(successes: int, count: int) -> tuple[float, float]:

@@ -1,0 +1,22 @@
+"""Which seeds of simulated episodes are for what: no use ever sees the scenes of another."""
+
+from __future__ import annotations
+
+from wm_node.errors import WmError
+
+# Training uses seeds below 5 million, the choice of checkpoints those from 5 million on;
+# ``wm evaluate`` and ``wm demo`` play the same episodes, from 10 million on.
+VALIDATION_SEED = 5_000_000
+EVALUATION_SEED = 10_000_000
+SEED_SPACING = 100_000
+
+
+def evaluation_seeds(seed: int, episodes: int, first: int = EVALUATION_SEED) -> list[int]:
+    """Return the episodes' seeds of evaluation ``seed``; equal for all planners, so paired.
+
+    Raises:
+        WmError: a seed or a number of episodes whose seeds would be those of another use.
+    """
+    if not (0 <= seed < 1000 and 1 <= episodes <= SEED_SPACING):
+        raise WmError(f"use a --seed of 0 to 999 and 1 to {SEED_SPACING} episodes.")
+    return [first + seed * SEED_SPACING + number for number in range(episodes)]

@@ -1,0 +1,78 @@
+"""Episodes that the planner plays: data of what a planner does with its model's mistakes.
+
+A search finds the futures that a model judges too well, which scripted behaviours hardly ever try.
+Trained on what truly follows there, the next model no longer believes in them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from math import hypot
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_node.sim.behaviours import PLANNER, Behaviour, MakeBehaviour, make_behaviour
+from wm_node.sim.suite import NS, START_NS, Observation
+from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import TICK_S, sample_task
+from wm_node.training.policies import MpcPolicy, PlanSettings
+
+NEAR_M = 0.012  # of the target, where the next one is drawn
+NOISE_M_S = (0.0, 0.02, 0.06)  # deviations of the noise on the commands, one an episode
+
+
+class PlannedPlay:
+    """Pushes the mug to one target of the task after the other, by planning with a bundle.
+
+    A command takes effect one tick after the frame that it was planned from, as on the robot.
+    """
+
+    def __init__(self, policy: MpcPolicy) -> None:
+        self._policy = policy
+        self._applied: list[tuple[int, NDArray[np.float64]]] = []
+        self._next = self._noise = np.zeros(2)
+        self._deviation = 0.0
+        self._goal = (0.0, 0.0)
+
+    def reset(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        """Draw the first target and how noisy this episode's commands are."""
+        self._applied = []
+        self._next = self._noise = np.zeros(2)
+        self._deviation = float(rng.choice(NOISE_M_S))
+        task = sample_task(sim, rng)
+        self._goal = task.goal
+        self._policy.reset(task, sim)
+
+    def act(self, sim: TabletopSim, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return the command planned one tick ago, with noise, and plan the next one."""
+        kick = rng.normal(0.0, self._deviation, 2)
+        self._noise = 0.7 * self._noise + 0.71 * kick
+        command = self._next + self._noise
+        x, y, _, _ = sim.mug_pose()
+        at_rest = hypot(x - self._goal[0], y - self._goal[1]) < NEAR_M
+        if at_rest and not (sim.fell() or sim.in_zone()):
+            task = sample_task(sim, rng)
+            self._goal = task.goal
+            self._policy.aim(task, sim)
+        stamp = START_NS + round(sim.time_s * NS)
+        self._applied.append((stamp, command))
+        observation = Observation(stamp, sim.render(), sim.joint_positions(), tuple(self._applied))
+        self._next = np.asarray(self._policy.act(observation), dtype=np.float64)
+        return command
+
+
+@lru_cache(maxsize=1)
+def _play(bundle: str) -> PlannedPlay:
+    """This process's player: engines take long to compile."""
+    return PlannedPlay(MpcPolicy(bundle, "openvino", "state", PlanSettings(latency_s=TICK_S)))
+
+
+def _make(bundle: str, name: str) -> Behaviour:
+    return _play(bundle) if name == PLANNER else make_behaviour(name)
+
+
+def behaviours_with_planner(bundle: Path) -> MakeBehaviour:
+    """Return what builds behaviours by name, ``planner`` among them."""
+    return partial(_make, str(bundle))
