@@ -19,6 +19,7 @@ from wm_node.cli.processes import (
     last_fault,
     last_line,
     node_environment,
+    own_environment,
     private_domain,
     require,
 )
@@ -170,6 +171,19 @@ def test_sigterm_is_like_ctrl_c_inside_the_block_only() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """``nohup wm replay`` outlives its terminal; SIGTERM still ends it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts_on_termination():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_two_runs_get_two_domains() -> None:
     with private_domain() as first, private_domain() as second:
         assert first != second
@@ -184,6 +198,20 @@ def test_nodes_are_kept_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path(environment["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
     assert environment["OMP_NUM_THREADS"] == "1"
     assert "ROS_STATIC_PEERS" not in environment
+
+
+def test_this_process_gets_the_environment_of_the_nodes_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROS_DISCOVERY_SERVER", "10.0.0.1:11811")
+    monkeypatch.setenv("ROS_DOMAIN_ID", "3")
+    before = dict(os.environ)
+    environment = node_environment(7, tmp_path)
+    with own_environment(environment):
+        assert dict(os.environ) == environment
+        assert "ROS_DISCOVERY_SERVER" not in os.environ
+        assert os.environ["ROS_DOMAIN_ID"] == "7"
+    assert dict(os.environ) == before
 
 
 def test_what_is_not_installed_is_said_with_its_remedy() -> None:

@@ -88,6 +88,7 @@ def test_a_bag_is_played_predicted_and_reported(bag: Path, bundle: Bundle, tmp_p
     page = (out / "report.html").read_text()
     assert "Imagined against real" in page
     assert "nothing was commanded" in page
+    assert "frame to command: p50" in page
     given = load_profile(out / "log" / "robot.yaml")
     assert given.action.delay_s == (0.0, 0.05)
     assert given.cameras[0].latency_s == 0.02
@@ -186,6 +187,18 @@ def test_the_planner_cannot_answer_on_the_recorded_topic() -> None:
 def test_what_is_missing_is_said(missing: str, told: str) -> None:
     recorded = {name: kind for name, kind in TABLETOP.items() if name != missing}
     with pytest.raises(WmError, match=told):
+        match_topics(load_profile("tabletop"), recorded)
+
+
+@pytest.mark.parametrize("namespace", ["", "/left"])
+def test_the_planners_own_commands_are_not_those_that_acted(namespace: str) -> None:
+    planned = {f"{namespace}/mpc_planner/command": TABLETOP["/command"]}
+    recorded = planned | {f"{namespace}{name}": kind for name, kind in TABLETOP.items()}
+    profile, topics = match_topics(load_profile("tabletop"), recorded)
+    assert profile.action.readback.topic == f"{namespace}/command"
+    assert not set(planned) & set(topics)
+    del recorded[f"{namespace}/command"]
+    with pytest.raises(WmError, match="applied actions"):
         match_topics(load_profile("tabletop"), recorded)
 
 

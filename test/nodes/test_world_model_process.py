@@ -397,3 +397,23 @@ def test_what_cannot_run_fails_at_configure_with_one_sentence(
         assert "configure 'world_model' first: it holds the model" in said
         assert "Traceback" not in said
         assert said.count("configure failed:") == 7
+
+
+def test_a_camera_that_never_comes_is_logged_once_and_shown(
+    rig: Rig, random_bundle: Bundle, ros_domain: int, tmp_path: Path
+):
+    log = tmp_path / "silent.log"
+    sentence = "no frame of camera 'front' has come on 'image_raw'; check the camera's driver"
+    arguments = _arguments(
+        f"bundle:={random_bundle.path}", "frame_timeout_s:=0.1", namespace="/silent"
+    )
+    with ProcessGroup(node_environment(ros_domain, tmp_path), tmp_path) as group:
+        group.start("silent", node_command("world_model", arguments))
+        for transition in ("configure", "activate"):
+            rig.caller.change(f"silent/{WORLD}", transition)
+        for _ in range(3):  # reported again and again, once a second
+            message, _ = rig.robot.await_diagnostics(WORLD, lambda text, v: sentence in text)
+        assert message.startswith("FRAMES_STALE: ")
+        said = [line for line in log.read_text().splitlines() if sentence in line]
+        assert len(said) == 1
+        assert said[0].startswith("[WARN]")

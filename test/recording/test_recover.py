@@ -159,6 +159,28 @@ def test_in_place_replaces_the_damaged_file_only(bag):
     ]
 
 
+def test_an_interrupted_repair_in_place_leaves_the_bag_as_it_was(bag):
+    last = bag / "bag_1.mcap"
+    last.write_bytes(last.read_bytes()[:-200])
+    before = snapshot(bag)
+
+    def interrupt(done: int, total: int) -> None:
+        if list(bag.glob("*.recovering")):  # the copy has been begun
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(bag, in_place=True, progress=interrupt)
+    assert snapshot(bag) == before
+
+
+def test_a_repair_in_place_begins_anew_after_one_that_was_killed(bag):
+    last = bag / "bag_1.mcap"
+    last.write_bytes(last.read_bytes()[:-200])
+    (bag / "bag_1.mcap.recovering").write_bytes(b"half a copy")
+    assert recover(bag, in_place=True).saved == {"/t": 100}
+    assert sorted(path.name for path in bag.glob("*mcap*")) == ["bag_0.mcap", "bag_1.mcap"]
+
+
 def test_metadata_alone_is_rebuilt_from_sound_files(bag):
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: {version: [")
     report = recover(bag)

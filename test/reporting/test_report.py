@@ -27,6 +27,7 @@ from wm_node.data.messages import (
 )
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.reporting import replay
 from wm_node.reporting.hindsight import Moment, look_back, score
 from wm_node.reporting.report import ReportData, Scene, write_report
 from wm_node.reporting.run_log import RunLog, read_frames, read_run
@@ -44,6 +45,7 @@ from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
 
 GATE = ((0.0, "HOLD NO_GOAL"), (0.5, "PASS OK"), (2.0, "BRAKE RISK"), (2.4, "PASS OK"))
+PLANNED_NS = 5_000_000
 
 
 def _cloud(stamp_ns: int, values: dict[str, float]) -> object:
@@ -61,11 +63,12 @@ def _status(name: str, message: str, values: dict[str, str]) -> object:
     return status(0, name, message, "", [pair(k, v) for k, v in values.items()])
 
 
-def _write_bag(path: Path, streams: Streams) -> None:
+def _write_bag(path: Path, streams: Streams, namespace: str = "") -> None:
     topics = {
         "/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
         "/joint_states": "sensor_msgs/msg/JointState",
         "/command": "geometry_msgs/msg/TwistStamped",
+        "/mpc_planner/command": "geometry_msgs/msg/TwistStamped",
         "/mpc_planner/verdict": "sensor_msgs/msg/PointCloud2",
         "/safety_gate/status": "diagnostic_msgs/msg/DiagnosticStatus",
         "/sim_robot/mug_pose": "geometry_msgs/msg/PoseStamped",
@@ -86,12 +89,17 @@ def _write_bag(path: Path, streams: Streams) -> None:
             rows.append((stamp, "/events/fell", boolean(bool(streams.fell[i]))))
     for stamp, command in zip(streams.command_stamps.tolist(), streams.commands, strict=True):
         rows.append((stamp, "/command", twist_stamped(stamp, "table", (*command, 0.0))))
+        # What the planner asks for, a moment before the gate lets something else through.
+        asked = twist_stamped(stamp - PLANNED_NS, "table", (9.0, 9.0, 0.0))
+        rows.append((stamp - PLANNED_NS, "/mpc_planner/command", asked))
         second = (stamp - streams.stamps[0]) / NS
         values = {
             "risk_fell": 0.3 + 0.3 * np.sin(second),
             "risk_zone": 0.05,
             "uncertainty": 0.4,
             "surprise_now": 0.5 + 0.2 * np.cos(3 * second) if second > 1 else np.nan,
+            "plan_ms": np.nan,  # a replay has no goal to plan for
+            "frame_to_command_ms": 88.0,
         }
         rows.append((stamp, "/mpc_planner/verdict", _cloud(stamp, values)))
     for second, message in GATE:
@@ -99,9 +107,9 @@ def _write_bag(path: Path, streams: Streams) -> None:
         rows.append((stamp, "/safety_gate/status", _status("safety_gate: gate", message, {})))
     with BagWriter(path) as bag:
         for topic, kind in topics.items():
-            bag.add_topic(topic, kind)
+            bag.add_topic(f"{namespace}{topic}", kind)
         for stamp, topic, message in sorted(rows, key=lambda row: row[0]):
-            bag.write(topic, message, stamp)
+            bag.write(f"{namespace}{topic}", message, stamp)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +139,28 @@ def test_a_bag_is_read_into_arrays(log: RunLog, streams: Streams) -> None:
     np.testing.assert_allclose(log.applied.values, streams.commands)
     np.testing.assert_allclose(log.labels["mug_x"].values[:, 0], streams.mug_position[::4, 0])
     np.testing.assert_allclose(log.labels["tip_y"].values[:, 0], streams.tip[::4, 1])
-    assert set(log.verdicts) == {"risk_fell", "risk_zone", "uncertainty", "surprise_now"}
+    assert {"risk_fell", "risk_zone", "uncertainty", "surprise_now"} < set(log.verdicts)
     assert log.verdicts["risk_zone"].values[:, 0] == pytest.approx(0.05)
+
+
+def test_what_the_planner_asked_for_is_not_what_acted(log: RunLog, streams: Streams) -> None:
+    np.testing.assert_allclose(log.applied.values, streams.commands)
+    np.testing.assert_array_equal(log.commanded, streams.command_stamps - PLANNED_NS)
+
+
+def test_a_bag_of_a_namespace_is_read_like_one_of_the_root(
+    tmp_path: Path, log: RunLog, streams: Streams, profile: RobotProfile
+) -> None:
+    _write_bag(tmp_path / "bag", streams, "/robot1")
+    named = read_run(tmp_path / "bag", profile)
+    np.testing.assert_array_equal(named.frames["front"], streams.frame_stamps)
+    np.testing.assert_allclose(named.joints.values, streams.joints)
+    np.testing.assert_allclose(named.applied.values, streams.commands)
+    np.testing.assert_array_equal(named.commanded, log.commanded)
+    assert set(named.labels) == set(log.labels)
+    assert set(named.verdicts) == set(log.verdicts)
+    stamp = int(streams.frame_stamps[7])
+    assert set(read_frames(named.bag, profile, "front", [stamp])) == {stamp}
 
 
 def test_only_wanted_frames_are_decoded(
@@ -234,6 +262,19 @@ def test_the_report_is_one_file_without_links(
         assert text in page
     assert page.count("<svg") >= 5
     assert len(page) < 3_000_000
+
+
+def test_the_report_of_a_replay_has_its_latencies(
+    tmp_path: Path, log: RunLog, profile: RobotProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_moments", lambda run, log: [])  # needs no model here
+    (tmp_path / "bag").symlink_to(log.bag)
+    bundle: Any = SimpleNamespace(path=tmp_path / "bundle", sha256="0" * 64, profile=profile)
+    run = replay.ReplayRun(tmp_path, log.bag, bundle, profile, "openvino", 1.0, {}, {}, 6.0)
+    replay.finish(run)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "frame to command: p50 88, p99 88 ms" in page
+    assert "plan: p50" not in page, "nothing is planned without a goal"
 
 
 def test_floors_of_the_scores_are_those_of_holding_still(streams: Streams, log: RunLog) -> None:

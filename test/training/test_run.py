@@ -115,6 +115,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     with pytest.raises(Stop):
         train(dataset, tmp_path / "b", RECIPE, settings, Recorder(tmp_path / "lb", stop))
     resumed = train(dataset, tmp_path / "b", RECIPE, settings, recorder(tmp_path / "lb"))
+    assert set(resumed.manifest["metrics"]) == set(whole.manifest["metrics"])
     first, second = load_network(whole).state_dict(), load_network(resumed).state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=name)

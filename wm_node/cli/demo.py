@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=0,
-        help="of the evaluation: the episodes are those of wm evaluate --suite tabletop --seed S",
+        help="of the episodes: those that the task suite plays with the same seed",
     )
     parser.add_argument("--out", type=Path, default=Path("wm_demo"), help="folder of the results")
     parser.add_argument("--bundle", type=Path, help="bundle to run (default: the one that ships)")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +103,18 @@ def node_environment(domain: int, log_dir: Path) -> dict[str, str]:
 def own_environment(environment: dict[str, str]) -> Iterator[None]:
     """Give this process the nodes' environment for a while: it takes part as a node as well."""
     before = dict(os.environ)
-    os.environ.update(environment)
+    _set_environment(environment)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        _set_environment(before)
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    """Make this process's environment equal to the wanted one."""
+    for name in set(os.environ) - set(wanted):
+        del os.environ[name]
+    os.environ.update(wanted)
 
 
 def prepare_output(out: Path, command: str) -> Path:
@@ -339,14 +345,18 @@ def last_line(log: Path) -> str | None:
 
 @contextmanager
 def interrupts_on_termination() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C inside the block, so that cleanup code runs."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C inside the block, so that cleanup code runs.
+
+    One that is ignored stays so: under ``nohup`` a run is to outlive its terminal.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     previous: dict[int, Any] = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        previous[number] = signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, interrupt)
     try:
         yield
     finally:

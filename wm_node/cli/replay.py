@@ -22,6 +22,7 @@ from wm_node.cli.processes import (
 from wm_node.cli.progress import progress_bar
 from wm_node.data.bags import Bag, BagError, find_bags
 from wm_node.data.overlay import with_delays
+from wm_node.data.recorded_topics import RecordedTopics
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import Camera, RobotProfile, load_profile
@@ -108,47 +109,49 @@ def match_topics(
     Raises:
         WmError: frames, joints or applied actions are missing.
     """
+    known = RecordedTopics(profile, recorded.items())
     topics: dict[str, str] = {}
 
-    def find(topic: str, kinds: tuple[str, ...]) -> str | None:
-        wanted = topic.lstrip("~/")
-        for name, kind in recorded.items():
-            if kind in kinds and (name == f"/{wanted}" or name.endswith(f"/{wanted}")):
-                topics[name] = kind
-                return name
-        return None
+    def played(name: str | None) -> str | None:
+        if name is not None:
+            topics[name] = recorded[name]
+        return name
 
-    def need(topic: str, kinds: tuple[str, ...], what: str) -> str:
-        found = find(topic, kinds)
+    def find(topic: str, kind: str) -> str | None:
+        return played(known.find(topic, kind))
+
+    def missing(topic: str, kinds: tuple[str, ...], what: str) -> WmError:
+        held = ", ".join(f"{name} ({kind})" for name, kind in sorted(recorded.items()))
+        return WmError(
+            f"the bag has no topic '{topic}' of type {' or '.join(kinds)}, which carries "
+            f"{what}; it holds {held or 'nothing'}; correct the robot profile."
+        )
+
+    def need(topic: str, kind: str, what: str) -> str:
+        found = find(topic, kind)
         if found is None:
-            held = ", ".join(f"{name} ({kind})" for name, kind in sorted(recorded.items()))
-            raise WmError(
-                f"the bag has no topic '{topic}' of type {' or '.join(kinds)}, which carries "
-                f"{what}; it holds {held or 'nothing'}; correct the robot profile."
-            )
+            raise missing(topic, (kind,), what)
         return found
 
     def camera_of(camera: Camera) -> Camera:
-        plain = camera.topic.removesuffix("/compressed")
-        name = find(camera.topic, (camera.message,)) or need(
-            f"{plain}/compressed" if camera.transport == "raw" else plain,
-            tuple(IMAGE_TRANSPORTS),
-            f"the frames of camera '{camera.name}'",
-        )
+        name = played(known.find_camera(camera))
+        if name is None:
+            what = f"the frames of camera '{camera.name}'"
+            raise missing(camera.topic, tuple(IMAGE_TRANSPORTS), what)
         return camera.model_copy(
             update={"topic": name, "transport": IMAGE_TRANSPORTS[recorded[name]]}
         )
 
     cameras = tuple(camera_of(camera) for camera in profile.cameras)
-    joints = need(profile.joints.topic, ("sensor_msgs/msg/JointState",), "the joint positions")
+    joints = need(profile.joints.topic, "sensor_msgs/msg/JointState", "the joint positions")
     readback = profile.action.readback
-    applied = need(readback.topic, (readback.message,), "the applied actions")
+    applied = need(readback.topic, readback.message, "the applied actions")
     labels = tuple(
-        label.model_copy(update={"topic": find(label.topic, (label.message,)) or label.topic})
+        label.model_copy(update={"topic": find(label.topic, label.message) or label.topic})
         for label in profile.labels
     )
     events = tuple(
-        event.model_copy(update={"topic": find(event.topic, (event.message,)) or event.topic})
+        event.model_copy(update={"topic": find(event.topic, event.message) or event.topic})
         for event in profile.events
     )
     action = profile.action.model_copy(

@@ -16,10 +16,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wm_node.bundle import GOLDEN, WEIGHTS, Bundle, SearchSize, write_bundle
+from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.plan_graph import Columns, plan_search
 from wm_node.model.world import WorldModelNet
@@ -44,7 +46,8 @@ class Graph:
     dynamic: dict[str, str]
     """Input name -> name of its leading axis, where that axis varies."""
     full_precision: bool = False
-    """Not to be computed in bf16: pixel coordinates and joint positions need more bits."""
+    """Not to be computed in bf16: pixel coordinates and joints, which every rollout predicts, need
+    more bits."""
     search: SearchSize | None = None
     golden: tuple[str, ...] | None = None
     """Outputs that a backend must reproduce; None: all. Which candidate wins may hang on a bit."""
@@ -97,8 +100,6 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
         "past_actions": past,
         "actions": actions,
     }
-    # Joint positions, and labels that are polynomials of them, need more bits than bf16 has.
-    precise = dims.positions or bool(net.joint_labels.determined.any())
     graphs = {
         "encode": Graph(
             lambda frames, mask: {"latent": net.encoder(frames, mask)},
@@ -109,9 +110,9 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
             net.outcome,
             {**prompt, "goal_latent": latent},
             {"actions": "candidates"},
-            full_precision=precise,
+            full_precision=True,
         ),
-        "search": Graph(net.search, prompt, {"actions": "candidates"}, full_precision=precise),
+        "search": Graph(net.search, prompt, {"actions": "candidates"}, full_precision=True),
         "propose": Graph(
             propose,
             {
@@ -161,7 +162,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
                 "before": torch.zeros(ticks, size),
             },
             {},
-            full_precision=precise,
+            full_precision=True,
             search=search,
             golden=("first_costs",),
         )
@@ -303,6 +304,23 @@ def export_bundle(
     Raises:
         WmError: the path exists or cannot be written.
     """
+    try:
+        return _export_bundle(net, profile, path, extra, attachments or {})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WmError(
+            f"cannot write the bundle {path}: {reason}; free space there, or give another --out "
+            "with the same --work: training is not repeated."
+        ) from error
+
+
+def _export_bundle(
+    net: WorldModelNet,
+    profile: RobotProfile,
+    path: Path,
+    extra: dict[str, Any],
+    attachments: Mapping[str, Callable[[Path], None]],
+) -> Bundle:
     net = net.cpu().float().eval()
     halve_matrices(net)
     graphs = graphs_of(net, profile)
@@ -312,7 +330,7 @@ def export_bundle(
         save_weights(net, folder / WEIGHTS)
         entries = {name: export_graph(net, name, graph, folder) for name, graph in graphs.items()}
         np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden_arrays(graphs))
-        for name, write in (attachments or {}).items():
+        for name, write in attachments.items():
             write(folder / name)
         manifest = {
             "name": profile.name,

@@ -399,10 +399,16 @@ class WorldModelNode(ManagedNode):
         if count:
             self._counts[count] += 1
         self._fault = text
-        if text not in self._said:
-            if len(self._said) < 100:
-                self._said.add(text)
+        if self._is_news(text):
             self.get_logger().error(text)
+
+    def _is_news(self, text: str) -> bool:
+        """Whether a sentence has not been logged yet; it counts as logged from now on."""
+        if text in self._said:
+            return False
+        if len(self._said) < 100:
+            self._said.add(text)
+        return True
 
     # Diagnostics.
 
@@ -423,10 +429,13 @@ class WorldModelNode(ManagedNode):
         waited = time.monotonic() - self._active_since
         for camera in profile.cameras:
             if not self.frames_received[camera.name] and waited > timeout:
-                return ERROR, (
+                text = (
                     f"{Reason.FRAMES_STALE.name}: no frame of camera '{camera.name}' has come on "
                     f"'{camera.topic}'; check the camera's driver and the topic's name."
                 )
+                if self._is_news(text):
+                    self.get_logger().warning(text)
+                return ERROR, text
         now_ns = time.monotonic_ns()
         if (now_ns - self.last_frame_ns) * 1e-9 > profile.safety.max_frame_age_s:
             return WARN, f"{Reason.FRAMES_STALE.name}: {Reason.FRAMES_STALE.meaning}"

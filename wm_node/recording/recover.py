@@ -383,10 +383,11 @@ def _write_bag(
         for survey in surveys:
             if not survey.healthy:
                 part = survey.path.with_name(survey.path.name + ".recovering")
+                part.unlink(missing_ok=True)  # of a run that was killed
                 try:
                     _rewrite(survey, part, alike, custom, meter)
                     part.replace(survey.path)
-                except OSError:
+                except BaseException:  # Ctrl-C as well: what is left would be in the way
                     part.unlink(missing_ok=True)
                     raise
         folder = bag.parent if bag.is_file() else bag

@@ -14,6 +14,7 @@ from wm_node.engine import load_engine
 from wm_node.json_file import write_json
 from wm_node.planning.world_model import WorldModel
 from wm_node.profile import RobotProfile
+from wm_node.reporting.demo import latencies
 from wm_node.reporting.hindsight import Moment, StepScores, look_back, score
 from wm_node.reporting.report import ReportData, joint_unit, write_report
 from wm_node.reporting.run_log import NS, RunLog, read_run
@@ -72,7 +73,7 @@ def finish(run: ReplayRun) -> dict[str, Any]:
             log=log,
             cards=_cards(summary, scores, profile),
             details=[
-                ("bag played", str(run.source)),
+                ("bag played", f"{run.source}, at {run.rate:g} times its speed"),
                 ("bag recorded", summary["bag"]),
                 ("bundle", f"{run.bundle.path} ({run.bundle.sha256})"),
                 ("engine", summary["backend"]),
@@ -82,6 +83,8 @@ def finish(run: ReplayRun) -> dict[str, Any]:
             shadow=True,
             moments=moments,
             scores=scores,
+            latencies=latencies(log),
+            deadline_ms=1e3 / profile.action.rate_hz,
         ),
     )
     return summary

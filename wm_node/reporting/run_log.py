@@ -15,6 +15,8 @@ from rosbags.interfaces import Connection
 
 from wm_node.data.images import decode_image, resize_area
 from wm_node.data.messages import typestore
+from wm_node.data.recorded_topics import RecordedTopics
+from wm_node.data.streams import IMAGE_TYPES
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 
@@ -110,12 +112,6 @@ def _open(bag: Path) -> Iterator[AnyReader]:
         ) from error
 
 
-def _is_topic(recorded: str, topic: str) -> bool:
-    """Whether a recorded (absolute) name is the topic, in whatever namespace."""
-    wanted = topic.lstrip("~/")
-    return recorded == f"/{wanted}" or recorded.endswith(f"/{wanted}")
-
-
 def _stamp(message: Any, recorded_ns: int) -> int:
     header = getattr(message, "header", None)
     if header is None:
@@ -168,18 +164,17 @@ def _statuses(message: Any, stamp_ns: int) -> Iterator[Status]:
         )
 
 
+def _topics_of(profile: RobotProfile, connections: Sequence[Connection]) -> RecordedTopics:
+    return RecordedTopics(profile, ((c.topic, c.msgtype) for c in connections if c.msgcount))
+
+
 def camera_connections(
     connections: Sequence[Connection], profile: RobotProfile, camera: str
 ) -> list[Connection]:
     """Return the bag's connections that carry one camera, raw or compressed."""
-    topic = next(c.topic for c in profile.cameras if c.name == camera)
-    wanted = (topic, f"{topic}/compressed", topic.removesuffix("/compressed"))
-    images = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-    for name in wanted:
-        found = [c for c in connections if c.msgtype in images and _is_topic(c.topic, name)]
-        if found:
-            return found
-    return []
+    wanted = next(c for c in profile.cameras if c.name == camera)
+    name = _topics_of(profile, connections).find_camera(wanted)
+    return [c for c in connections if c.topic == name and c.msgtype in IMAGE_TYPES]
 
 
 class _Collector:
@@ -198,26 +193,31 @@ class _Collector:
         self.gate: list[Status] = []
         self.diagnostics: list[Status] = []
 
-    def handlers(self, connection: Connection) -> list[Callable[[Any, int], None]]:
+    def handlers(
+        self, connection: Connection, topics: RecordedTopics
+    ) -> list[Callable[[Any, int], None]]:
         """Return what is to be done with the messages of one connection."""
-        topic, kind, profile = connection.topic, connection.msgtype, self.profile
+        kind, profile = connection.msgtype, self.profile
         found: list[Callable[[Any, int], None]] = []
+
+        def carries(topic: str, message: str) -> bool:
+            return bool(kind == message and connection.topic == topics.find(topic, message))
+
         for label in profile.labels:
-            if _is_topic(topic, label.topic) and kind == label.message:
+            if carries(label.topic, label.message):
                 found.append(_row(self.labels.setdefault(label.name, []), label.field))
         for event in profile.events:
-            if _is_topic(topic, event.topic) and kind == event.message:
+            if carries(event.topic, event.message):
                 found.append(_row(self.events.setdefault(event.name, []), event.field))
-        if _is_topic(topic, profile.joints.topic) and kind == "sensor_msgs/msg/JointState":
+        if carries(profile.joints.topic, "sensor_msgs/msg/JointState"):
             found.append(self._add_joints)
-        readback = profile.action.readback
-        if _is_topic(topic, readback.topic) and kind == readback.message:
+        if carries(profile.action.readback.topic, profile.action.readback.message):
             found.append(self._add_applied)
-        if _is_topic(topic, "mpc_planner/command"):
+        if carries("mpc_planner/command", profile.action.message):
             found.append(lambda message, ns: self.commanded.append(_stamp(message, ns)))
-        if _is_topic(topic, "mpc_planner/verdict"):
+        if carries("mpc_planner/verdict", "sensor_msgs/msg/PointCloud2"):
             found.append(self._add_verdict)
-        if _is_topic(topic, "world_model/outcomes"):
+        if carries("world_model/outcomes", "sensor_msgs/msg/PointCloud2"):
             found.append(self._add_foreseen)
         if kind == "diagnostic_msgs/msg/DiagnosticStatus":
             found.append(lambda message, ns: self.gate.extend(_statuses(message, ns)))
@@ -268,7 +268,8 @@ def read_run(bag: str | Path, profile: RobotProfile) -> RunLog:
         for camera in profile.cameras:
             for connection in camera_connections(reader.connections, profile, camera.name):
                 cameras[id(connection)] = camera.name
-        handlers = {id(c): collected.handlers(c) for c in reader.connections}
+        topics = _topics_of(profile, reader.connections)
+        handlers = {id(c): collected.handlers(c, topics) for c in reader.connections}
         used = [c for c in reader.connections if handlers[id(c)] or id(c) in cameras]
         for connection, recorded_ns, raw in reader.messages(used):
             if (seen_by := cameras.get(id(connection))) is not None:

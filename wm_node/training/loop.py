@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from wm_node.errors import WmError
 CHECKPOINT_S = 60.0
 LOG_EVERY = 50
 WARM_UP = 0.03  # of the steps
+FREE_SPACE = (
+    "free space there and give the same command again: training goes on from its last checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,35 @@ class Phase:
     after_step: Callable[[int], None] | None = None
 
 
+@contextmanager
+def _writing(what: str, remedy: str) -> Iterator[None]:
+    """Turn a disk that is full or may not be written into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WmError(f"cannot write {what}: {reason}; {remedy}.") from error
+
+
 class Recorder:
     """Where figures of a run go: TensorBoard, and a callback for the progress display."""
 
     def __init__(self, folder: Path, show: Callable[[str, int, int, str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        with _writing(f"to {folder}", "choose another --work"):
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard writes in a thread of its own, which would only print a traceback.
+            tempfile.TemporaryFile(dir=folder).close()
+            self._writer = SummaryWriter(str(folder))
+        self._folder = folder
         self._show = show
 
     def scalars(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """Log figures of a phase under ``phase/name``."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{phase}/{name}", value, step)
+        with _writing(f"figures into {self._folder}", FREE_SPACE):
+            for name, value in values.items():
+                self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def progress(self, phase: str, step: int, steps: int, text: str) -> None:
         """Show how far a phase is."""
@@ -60,7 +80,19 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        with _writing(f"figures into {self._folder}", "free space there"):
+            self._writer.close()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where an unfinished run stands."""
+
+    tensors: dict[str, Tensor]
+    phase: str
+    step: int
+    metrics: dict[str, Any]
+    """Figures of the phases that have ended."""
 
 
 class Checkpoints:
@@ -69,10 +101,11 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writing(f"to {folder}", "choose another --work"):
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self) -> tuple[dict[str, Tensor], str, int] | None:
-        """Return tensors, phase and step of the last checkpoint, or None.
+    def load(self) -> Checkpoint | None:
+        """Return the last checkpoint, or None.
 
         Raises:
             WmError: it is damaged, or of another dataset, recipe or seed.
@@ -87,21 +120,39 @@ class Checkpoints:
                     f"{self._folder} holds a run with another dataset, recipe or seed; give "
                     "--restart to discard it, or another --out."
                 )
-            return load_file(str(tensors)), str(data["phase"]), int(data["step"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            metrics = dict(data["metrics"])
+            return Checkpoint(
+                load_file(str(tensors)), str(data["phase"]), int(data["step"]), metrics
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise WmError(
                 f"the checkpoint in {self._folder} is damaged; give --restart to discard it."
             ) from error
 
-    def save(self, tensors: dict[str, Tensor], phase: str, step: int) -> None:
-        """Write a checkpoint; an interruption leaves the previous one."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; an interruption or a full disk leaves the previous one.
+
+        Raises:
+            WmError: it cannot be written.
+        """
         new = self._folder / "state.safetensors.new"
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, str(new))
-        data = {"identity": self._identity, "phase": phase, "step": step}
         text = self._folder / "state.json.new"
-        text.write_text(json.dumps(data), encoding="utf-8")
-        new.replace(self._folder / "state.safetensors")
-        text.replace(self._folder / "state.json")
+        data = {
+            "identity": self._identity,
+            "phase": checkpoint.phase,
+            "step": checkpoint.step,
+            "metrics": checkpoint.metrics,
+        }
+        with _writing(f"the checkpoint in {self._folder}", FREE_SPACE):
+            try:
+                whole = {k: t.detach().contiguous().cpu() for k, t in checkpoint.tensors.items()}
+                save_file(whole, str(new))
+                text.write_text(json.dumps(data), encoding="utf-8")
+                new.replace(self._folder / "state.safetensors")
+                text.replace(self._folder / "state.json")
+            finally:  # half a checkpoint would only take room on a full disk
+                new.unlink(missing_ok=True)
+                text.unlink(missing_ok=True)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -113,9 +164,9 @@ def schedule(step: int, steps: int) -> float:
 
 
 def precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision where it helps: bf16 on CUDA; CPUs without AMX gain nothing from it."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+    """Mixed precision where it helps: bf16 on CUDA and on CPUs that multiply it natively (AMX)."""
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 

@@ -33,7 +33,7 @@ from wm_node.training.dynamics_phase import (
 )
 from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
 from wm_node.training.floors import FILE, fit_floors
-from wm_node.training.loop import Checkpoints, Phase, Recorder, run_phase
+from wm_node.training.loop import Checkpoint, Checkpoints, Phase, Recorder, run_phase
 from wm_node.training.recipe import Recipe
 from wm_node.training.value_phase import value_phase
 
@@ -81,6 +81,7 @@ class _Run:
         self.encoder_training = EncoderTraining(self.net).to(self.device)
         identity = {
             "dataset": dataset.fingerprint,
+            "profile": dataset.profile.dump(),
             "recipe": recipe.to_dict(),
             "seed": settings.seed,
             "start_from": settings.start_from.sha256 if settings.start_from else None,
@@ -249,15 +250,16 @@ def train(
     first, step, moments = "encoder", 0, {}
     checkpoint = run.checkpoints.load()
     if checkpoint is not None:
-        tensors, first, step = checkpoint
-        moments = run.restore(tensors)
+        first, step = checkpoint.phase, checkpoint.step
+        moments = run.restore(checkpoint.tensors)
+        run.metrics = dict(checkpoint.metrics)
         recorder.progress(first, step, step, f"resuming in phase '{first}' at step {step}")
     for name in PHASES[PHASES.index(first) : -1]:
         phase = run.phase(name)
 
         def save(optimiser: dict[str, Tensor], next_step: int, name: str = name) -> None:
             tensors = run.tensors() | {f"optimiser.{k}": v for k, v in optimiser.items()}
-            run.checkpoints.save(tensors, name, next_step)
+            run.checkpoints.save(Checkpoint(tensors, name, next_step, run.metrics))
 
         run_phase(
             phase,
@@ -275,7 +277,8 @@ def train(
             run.choose_snapshot()
             set_correction_gain(run.windows)
         _validate(run, name)
-        run.checkpoints.save(run.tensors(), PHASES[PHASES.index(name) + 1], 0)
+        following = PHASES[PHASES.index(name) + 1]
+        run.checkpoints.save(Checkpoint(run.tensors(), following, 0, run.metrics))
     bundle = run.export(out, final=True)
     recorder.close()
     return bundle
