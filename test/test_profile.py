@@ -125,6 +125,10 @@ def change(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("action.lower", [0.1, -0.2], "must contain 0"),
         ("action.command_timeout_s", None, "does not end at rest by itself"),
         ("action.message", "my_msgs/msg/Go", "action.message"),
+        ("action.fields", ["twist.linear.x"], "'fields' needs 2 entries, one for each action name"),
+        ("action.fields", ["twist.linear.x"] * 3, "action: 'fields' needs 2 entries"),
+        ("action.readback.fields", ["twist.linear.x"], "'readback.fields' needs 2 entries"),
+        ("action.readback.fields", ["twist.linear.x"] * 3, "'readback.fields' needs 2 entries"),
         ("objective.goal", ["cup_x"], "not defined: ['cup_x']"),
         ("safety.risk_threshold", {"boil": 0.5}, "unknown events: ['boil']"),
         ("safety.stopping_time_s", float("nan"), "safety.stopping_time_s"),
@@ -142,6 +146,34 @@ def test_each_fault_is_named(path: str, value: Any, message: str) -> None:
     assert message in text
     assert text.startswith("robot.yaml is not a valid robot profile")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("message", "counts"),
+    [
+        ("sensor_msgs/msg/JointState", {1}),
+        ("trajectory_msgs/msg/JointTrajectory", {1}),
+        ("std_msgs/msg/Float64MultiArray", {1}),
+        ("geometry_msgs/msg/Twist", {7}),
+        ("my_msgs/msg/Drive", {1, 7}),
+    ],
+)
+def test_as_many_fields_are_read_back_as_the_message_needs(message: str, counts: set[int]) -> None:
+    for count in (1, 2, 6, 7, 8):
+        readback = {"topic": "applied", "message": message, "fields": ["a"] * count}
+        data = change(seven_joint_arm(), "action.readback", readback)
+        if count in counts:
+            assert len(parse_profile(data, "x").action.readback.fields) == count
+        else:
+            with pytest.raises(WmError, match=r"action: 'readback.fields' needs .* has") as caught:
+                parse_profile(data, "x")
+            assert str(caught.value).endswith(f"has {count}.")
+
+
+@pytest.mark.parametrize("fields", [["positions", "velocities"], ["positions"] * 7])
+def test_a_trajectory_is_written_by_name_through_one_field(fields: list[str]) -> None:
+    with pytest.raises(WmError, match=r"action: 'fields' needs 1 entry"):
+        parse_profile(change(seven_joint_arm(), "action.fields", fields), "x")
 
 
 def test_an_action_that_is_no_joint_is_named() -> None:

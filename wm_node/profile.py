@@ -34,6 +34,24 @@ ACTION_UNITS: dict[str, tuple[str, ...]] = {
     "joint_position": ("rad", "m", "1"),
 }
 
+# Messages that hold all values of an action in one field, read by joint name or by order.
+ARRAY_MESSAGES = (
+    "sensor_msgs/msg/JointState",
+    "trajectory_msgs/msg/JointTrajectory",
+    "std_msgs/msg/Float64MultiArray",
+)
+
+
+def _check_fields(key: str, message: str, fields: tuple[str, ...], values: int) -> None:
+    """Refuse a number of field paths that the ``values`` of an action cannot be read from."""
+    wanted = 1 if message in ARRAY_MESSAGES else values
+    # A message of one's own may hold an array too.
+    own = not message.startswith("geometry_msgs/")
+    if len(fields) == wanted or (own and len(fields) == 1):
+        return
+    noun = "entry" if wanted == 1 else "entries, one for each action name"
+    raise ValueError(f"'{key}' needs {wanted} {noun}, for a {message}, but has {len(fields)}")
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,7 +117,8 @@ class Readback(_Part):
     """How the action that was really applied is read back from recorded or live topics.
 
     ``fields`` are paths into the message, one an action value; for messages that carry joint
-    names (JointState, JointTrajectory) a single field such as ``position`` is read by joint name.
+    names (JointState, JointTrajectory) a single field such as ``position`` is read by joint name,
+    for those that carry an array a single field in the order of the action's names.
     """
 
     topic: Topic
@@ -136,6 +155,8 @@ class Action(_Part):
             value = getattr(self, key)
             if value is not None and len(value) != count:
                 raise ValueError(f"'{key}' needs {count} entries, one for each action name")
+        _check_fields("fields", self.message, self.fields, count)
+        _check_fields("readback.fields", self.readback.message, self.readback.fields, count)
         allowed = ACTION_UNITS[self.kind]
         for name, unit in zip(self.names, self.units, strict=True):
             if unit not in allowed:

@@ -220,6 +220,35 @@ def test_joint_trajectories_end_at_rest_whoever_is_killed(
     assert robot.positions["base_yaw"] < target[0] - 0.5  # it was stopped, it did not arrive
 
 
+def test_a_driver_that_comes_back_elsewhere_is_not_pulled_to_the_old_position(
+    robot: Any, joint_profile: Path
+) -> None:
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    robot.trigger("sim_robot/reset")
+    robot.start_gate("-p", f"robot:={joint_profile}")
+    robot.start_upstream(str(joint_profile))
+    target = [robot.positions[name] for name in robot.profile.joints.names]
+    target[0] += 1.0
+    robot.tell(values=target)
+    robot.wait(lambda: robot.positions["base_yaw"] > target[0] - 0.02, "the arm did not arrive")
+    robot.kill("robot")
+    robot.wait_for_reason("JOINTS_STALE")
+    robot.start_robot()  # its arm is where every episode starts
+    robot.wait_for_reason("TRACKING_LOST")
+    assert robot.latched()
+    home = robot.positions["base_yaw"]
+    assert home < target[0] - 0.3
+    robot.spin(1.0)
+    assert abs(robot.positions["base_yaw"] - home) < 0.02
+    robot.speeds.clear()
+    assert robot.trigger("safety_gate/reset").success
+    robot.wait(lambda: robot.positions["base_yaw"] > target[0] - 0.02, "the arm did not go on")
+    assert max(speed.value for speed in robot.speeds) < 1.3  # not a jump: max_velocity is 1 rad/s
+    robot.kill("upstream")
+    robot.kill("gate")
+
+
 def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
     for name in {"gate", "upstream"} & set(robot.processes):
         robot.kill(name)

@@ -98,6 +98,25 @@ class TestNode:
         assert node.lifecycle_state == State.PRIMARY_STATE_FINALIZED
         node.destroy_node()
 
+    @pytest.mark.parametrize("shadow", [False, True])
+    def test_an_arm_that_others_move_is_a_fault_except_in_shadow_mode(self, shadow: bool) -> None:
+        node = SafetyGate()
+        wanted = [Parameter("robot", value="g1_bottle"), Parameter("shadow", value=shadow)]
+        assert all(result.successful for result in node.set_parameters(wanted))
+        node.trigger_configure()
+        node.trigger_activate()
+        gate, joints = node._gate, load_profile("g1_bottle").joints
+        assert gate is not None
+        lower, upper = np.array(joints.lower), np.array(joints.upper)
+        gate.on_joints(1, lower, None, 1.0)
+        gate.step(1.0, 10**18)
+        gate.on_joints(2, upper, 0 * upper, 1.02)
+        decision = gate.step(1.02, 10**18 + 20_000_000)
+        assert decision.latched is not shadow
+        assert (decision.reason is Reason.TRACKING_LOST) is not shadow
+        node.make_safe()
+        node.destroy_node()
+
     def test_it_does_not_become_active_beside_another_commander(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:

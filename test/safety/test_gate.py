@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,11 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], Reason, bool]] = {
     "joints too fast": (_set(velocities=np.full(4, 4.0)), Reason.VELOCITY_LIMIT, False),
     "joint at its limit": (
         _set(positions=np.array([2.9, 0, 0, 0]), velocities=np.array([1.0, 0, 0, 0])),
+        Reason.POSITION_LIMIT,
+        False,
+    ),
+    "joint at rest past its limit": (
+        _set(positions=np.array([0, 0, 0, -2.8])),
         Reason.POSITION_LIMIT,
         False,
     ),
@@ -405,14 +411,221 @@ def test_positions_start_where_the_joints_are_and_nothing_is_sent_before() -> No
 
 def test_every_position_command_ends_at_rest() -> None:
     bench = Bench(joint_profile())
+    robot = Robot(bench)
     bench.command = np.array([0.9, -0.9])
     for _ in range(60):
-        rows = bench.tick().manoeuvre
+        rows = robot.tick().manoeuvre
         assert len(rows) < 20
         steps = np.abs(np.diff(rows, axis=0))
         if len(rows) > 1:
             assert np.all(steps[-1] <= 20.0 * 0.02**2 + 1e-9)
         assert np.all(np.abs(rows) <= 1.0)
+
+
+class Robot:
+    """The joints behind a gate: they trail what it sends by a dead time and a first-order lag.
+
+    A position robot's joints are pulled to the last command that came; ``enabled`` False: they stay
+    where they are put. A velocity robot's first joint moves at ``gear`` times the first action.
+    """
+
+    def __init__(self, bench: Bench, dead_s: float = 0.0, lag_s: float = 0.0) -> None:
+        self.bench, self.lag_s, self.gear, self.enabled = bench, lag_s, 1.0, True
+        self.kind = bench.profile.action.kind
+        names = bench.profile.joints.names
+        twist = self.kind == "twist"
+        self.index = [0] if twist else [names.index(n) for n in bench.profile.action.names]
+        self.underway: deque[np.ndarray | None] = deque([None] * round(1000 * dead_s / PERIOD_MS))
+        self.arrived: np.ndarray | None = None
+
+    def tick(self) -> Decision:
+        decision = self.bench.tick()
+        self.underway.append(decision.output if decision.send else None)
+        arrived = self.underway.popleft()
+        self.arrived = self.arrived if arrived is None else arrived
+        if not self.enabled:
+            self.arrived = None
+        before, joints = self.bench.positions, np.array(self.bench.positions)
+        period_s = PERIOD_MS / 1000
+        if self.arrived is not None:
+            if self.kind == "joint_position":
+                share = 1 - math.exp(-period_s / self.lag_s) if self.lag_s else 1.0
+                joints[self.index] += share * (self.arrived - joints[self.index])
+            else:
+                moved = self.gear * period_s * self.arrived[: len(self.index)]
+                joints[self.index] += moved
+        self.bench.positions, self.bench.velocities = joints, (joints - before) / period_s
+        return decision
+
+    def run(self, ticks: int) -> Decision:
+        for _ in range(ticks):
+            decision = self.tick()
+        return decision
+
+
+def holding_positions() -> tuple[Bench, Robot]:
+    """Return a position robot that has come to its goal and holds it."""
+    bench = Bench(joint_profile())
+    robot = Robot(bench, dead_s=0.1)
+    bench.command = np.array([0.5, -0.5])
+    decision = robot.run(100)
+    assert decision.state is State.PASS
+    np.testing.assert_allclose(bench.positions[2:], [0.5, -0.5])
+    return bench, robot
+
+
+@pytest.mark.parametrize("reason", [Reason.OK, Reason.NO_GOAL])
+def test_an_arm_that_was_moved_by_hand_is_sent_nothing_until_a_reset(reason: Reason) -> None:
+    bench, robot = holding_positions()
+    bench.reason = reason
+    robot.run(20)
+    robot.enabled = False  # the hardware's emergency stop
+    bench.positions = bench.positions + np.array([0, 0, -0.4, 0])
+    decision = robot.run(2)
+    assert (decision.state, decision.reason) == (State.HOLD, Reason.TRACKING_LOST)
+    assert decision.latched
+    assert "elbow at 0.100, commanded 0.500" in decision.detail
+    assert not decision.send
+    robot.run(20)
+    robot.enabled = True
+    for _ in range(100):
+        assert not robot.tick().send
+    assert bench.positions[2] == pytest.approx(0.1)
+    bench.gate.reset(publishers=1)
+    before = bench.positions
+    for _ in range(100):
+        decision = robot.tick()
+        assert np.abs(bench.positions - before).max() <= 3.0 * PERIOD_MS / 1000 + 1e-9
+        before = bench.positions
+    assert decision.reason is reason
+    assert bench.positions[2] == pytest.approx(0.5 if reason is Reason.OK else 0.1)
+
+
+def test_an_arm_that_stands_still_while_commanded_brakes_the_gate() -> None:
+    bench, robot = holding_positions()
+    robot.enabled = False
+    bench.command = np.array([-0.9, 0.9])
+    decision, _ = bench.until(lambda d: d.state is State.BRAKE)
+    assert decision.reason is Reason.TRACKING_LOST
+    assert decision.send  # braking is sent, what follows it is not
+    decision, _ = bench.until(lambda d: d.state is State.HOLD)
+    bench.tick()
+    assert not bench.tick().send
+    bench.gate.reset(publishers=1)
+    bench.reason = Reason.NO_GOAL
+    decision = bench.tick()
+    assert decision.send
+    np.testing.assert_allclose(decision.output, [0.5, -0.5])
+
+
+def test_an_arm_that_moves_unseen_or_behind_another_reason_is_noticed_too() -> None:
+    bench, robot = holding_positions()
+    bench.muted.add("joints")
+    decision = bench.run(10)
+    assert decision.reason is Reason.JOINTS_STALE
+    assert not decision.send  # nobody knows where the arm is
+    bench.muted.clear()
+    assert bench.run(20).state is State.PASS  # it has not moved
+    bench.gate.stop()
+    robot.run(30)
+    bench.positions = bench.positions + np.array([0, 0, -0.4, 0])
+    decision = bench.run(2)
+    assert (decision.reason, decision.send) == (Reason.OPERATOR_STOP, False)
+    bench.gate.reset(publishers=1)
+    bench.reason = Reason.NO_GOAL
+    np.testing.assert_allclose(bench.tick().output, [0.1, -0.5])
+
+
+def test_a_joint_in_use_is_no_lost_joint_below_the_bound() -> None:
+    bench, robot = holding_positions()
+    robot.enabled = False
+    # As far as a joint moves between two joint states: 3 rad/s for 0.1 s.
+    bench.positions = bench.positions - np.array([0, 0, 0.29, 0])
+    assert bench.run(60).state is State.PASS
+    bench.positions = bench.positions - np.array([0, 0, 0.02, 0])
+    assert bench.run(2).reason is Reason.TRACKING_LOST
+
+
+@pytest.mark.parametrize(("dead_s", "lag_s"), [(0.1, 0.0), (0.06, 0.14), (0.3, 0.1), (0.1, 0.3)])
+def test_ordinary_motion_with_lag_is_no_lost_joint(dead_s: float, lag_s: float) -> None:
+    profile = load_profile("g1_bottle")
+    lower, upper = np.array(profile.action.lower), np.array(profile.action.upper)
+    bench = Bench(profile)
+    bench.frame, bench.command = "", lower
+    bench.positions, bench.velocities = lower, np.zeros_like(lower)
+    robot = Robot(bench, dead_s, lag_s)
+    random = np.random.default_rng(1)
+    fastest, before = np.zeros_like(lower), robot.run(10).output
+    for count in range(1500):
+        if count % 80 == 0:  # from end to end as fast as can be, and at random between them
+            share = random.random(lower.size) if count % 400 == 0 else count % 160 == 0
+            bench.command = lower + share * (upper - lower)
+        decision = robot.tick()
+        assert decision.state in (State.PASS, State.LIMIT), (decision.reason, decision.detail)
+        fastest = np.maximum(fastest, np.abs(decision.output - before) / (PERIOD_MS / 1000))
+        before = decision.output
+    of_limit = fastest / np.array(profile.joints.max_velocity)
+    assert of_limit.max() > 0.99
+    assert of_limit.min() > 0.4  # some have too short a way to become any faster
+
+
+def test_in_shadow_mode_the_robot_need_not_follow() -> None:
+    bench = Bench(joint_profile())
+    bench.gate = Gate(bench.profile, shadow=True)
+    bench.command = np.array([0.9, -0.9])
+    assert bench.run(100).state is State.PASS
+
+
+def test_a_twist_past_a_joint_limit_stops_for_good() -> None:
+    bench = Bench()
+    robot = Robot(bench, dead_s=0.1)
+    robot.gear = 3.0
+    bench.positions = np.array([2.5, 0, 0, 0])
+    bench.command = np.array([0.2, 0.0])
+    robot.run(1500)
+    stopped = bench.positions[0]
+    assert 2.95 < stopped < 3.1  # the limit, and the dead time at full speed
+    for command in ([0.2, 0.0], [-0.2, 0.0]):  # which twist leads back, the gate cannot tell
+        bench.command = np.array(command)
+        for _ in range(500):
+            decision = robot.tick()
+            assert (decision.state, decision.reason) == (State.HOLD, Reason.POSITION_LIMIT)
+        assert not decision.latched
+        assert bench.positions[0] == stopped
+    assert "base_yaw" in decision.detail
+    bench.positions = np.array([2.9, 0, 0, 0])  # the operator's way out
+    assert robot.run(20).state is State.PASS
+    assert bench.positions[0] < 2.9
+
+
+def test_a_joint_velocity_past_a_limit_stops_for_good_and_leads_back() -> None:
+    data = load_profile("tabletop").dump()
+    data["action"] |= {
+        "kind": "joint_velocity",
+        "names": ["base_yaw", "elbow"],
+        "units": ["rad/s", "rad/s"],
+        "lower": [-1.0, -1.0],
+        "upper": [1.0, 1.0],
+        "max_acceleration": [10.0, 10.0],
+        "message": "std_msgs/msg/Float64MultiArray",
+        "fields": ["data"],
+    }
+    bench = Bench(parse_profile(data, "test"))
+    robot = Robot(bench, dead_s=0.1)
+    bench.positions = np.array([2.5, 0, 0, 0])
+    bench.command = np.array([1.0, 0.0])
+    robot.run(1000)
+    stopped = bench.positions[0]
+    assert 2.95 < stopped < 3.1  # the limit, and the dead time at full speed
+    decision = robot.run(1000)
+    assert (decision.state, decision.reason) == (State.LIMIT, Reason.POSITION_LIMIT)
+    assert bench.positions[0] == pytest.approx(stopped, abs=1e-3)
+    bench.positions = np.array([3.2, 0, 0, 0])  # far outside: outwards nothing, inwards all
+    robot.run(100)
+    assert bench.positions[0] == 3.2
+    bench.command = np.array([-1.0, 0.0])
+    assert robot.run(100).state is State.PASS
+    assert bench.positions[0] < 2.5
 
 
 EVENTS = st.lists(

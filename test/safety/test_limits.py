@@ -61,6 +61,7 @@ def test_velocities_in_a_joint_trajectory_are_refused() -> None:
         units=["rad/s", "rad/s"],
         max_acceleration=None,
         message="trajectory_msgs/msg/JointTrajectory",
+        fields=["velocities"],
     )
     with pytest.raises(WmError, match="carries positions"):
         make_shaper(profile, 0.04)

@@ -211,6 +211,39 @@ def test_joint_trajectories_are_followed_and_end_at_rest(sim):
     assert np.linalg.norm(sim.tip() - (0.1, -0.1)) < 0.03
 
 
+def test_the_first_waypoint_is_reached_at_its_time_not_as_fast_as_can_be(sim):
+    sim.reset(2)
+    sim.advance(0.1)
+    start, goal = np.array(sim.driver.joints), np.array(joints_for_tip(0.1, -0.1))
+    sim.command_joints([2.0], [goal])
+    sim.advance(sim.actuation_delay_s)
+    for share in (0.25, 0.5, 0.75, 1.0):
+        sim.advance(0.5)
+        expected = start + share * (goal - start)
+        np.testing.assert_allclose(sim.driver.joints, expected, atol=1e-9)
+        speed = np.abs(sim.joint_velocities()).max()
+        assert speed < 1.5 * np.abs(goal - start).max() / 2.0
+    sim.command_joints([0.0], [start])  # a waypoint of now: as fast as the limit allows
+    sim.advance(sim.actuation_delay_s + 0.05)
+    moved = np.abs(np.array(sim.driver.joints) - goal).max()
+    assert moved == pytest.approx(3.0 * 0.05)
+
+
+def test_a_trajectory_that_replaces_another_starts_where_the_joints_are(sim):
+    sim.reset(2)
+    start, goal = np.array(sim.driver.joints), np.array(joints_for_tip(0.1, -0.1))
+    sim.command_joints([1.0], [goal])
+    sim.advance(sim.actuation_delay_s + 0.5)
+    sim.command_joints([1.0], [start])
+    sim.advance(sim.actuation_delay_s)
+    turned = np.array(sim.driver.joints)
+    for _ in range(50):
+        before = np.array(sim.driver.joints)
+        sim.advance(0.01)
+        step = np.abs(np.array(sim.driver.joints) - before).max()
+        assert step <= np.abs(turned - start).max() * 0.01 + 1e-9
+
+
 @pytest.mark.parametrize(
     ("times", "positions", "told"),
     [

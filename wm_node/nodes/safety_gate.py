@@ -6,8 +6,8 @@ pure state machine of :mod:`wm_node.safety.gate`; this module is its wiring to R
 What a planner must do (any command source that takes the planner's place must do the same)
 -------------------------------------------------------------------------------------------
 ``mpc_planner/heartbeat`` (``std_msgs/Header``, QoS ``HEARTBEAT_QOS`` of ``nodes/common.py``):
-    Published at 50 Hz from a steady timer of the executor, never from the inference
-    thread, in the active state, from ``activate`` on.
+    Published at 20 Hz or more (``mpc_planner``: 25 Hz) from a steady timer of the executor, never
+    from the inference thread, in the active state, from ``activate`` on.
 
     - ``stamp``: the stamp of the last completed plan, i.e. of its command; 0 before the first.
       It must stand still while the engine hangs, even if shifted plans are being published.
@@ -157,7 +157,7 @@ class SafetyGate(common.ManagedNode):
                 "already command the robot; stop them, or wait 20 s after a gate has crashed, "
                 "until the middleware forgets it."
             )
-        self._gate = Gate(self._profile, self._config)
+        self._gate = Gate(self._profile, self._config, self._shadow)
         self._steps = 0
         self._interventions.clear()
         self._timer = self.create_timer(

@@ -6,11 +6,17 @@ is ROS time in nanoseconds: it is only compared with header stamps and watched f
 
 The gate passes a command only while nothing speaks against it; otherwise it brakes first, then
 holds. A reason that is latching stays until :meth:`Gate.reset`.
+
+A position is a dangerous thing to repeat: sent to an arm that was moved meanwhile, it is a jump.
+So the joints of a position robot must be where the reference was lately (:class:`_Trail`). At rest,
+nothing is sent while they are not, or while nobody knows where they are; a reset starts the
+reference again where they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -87,7 +93,8 @@ class Decision:
 
     Attributes:
         output: (A,) the action, always finite and within the limits.
-        send: whether to send anything: not before the joints are known that a position starts from.
+        send: whether to send anything; a position at rest only while the joints are known to be
+            there.
         manoeuvre: (K, A) what to send in a message that holds a trajectory: the output and the
             braking that follows it, one period apart, ending at rest.
         state: what the gate does.
@@ -153,17 +160,63 @@ class _Inputs:
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
 
+class _Trail:
+    """Where the reference of a position robot was lately, and so where its joints may be.
+
+    A joint follows its command late, so it may be anywhere that the reference was in the last
+    ``stopping_time_s`` + ``max_joint_age_s`` + the longest ``delay_s``. Beside that it may be off
+    by as far as it can move between two joint states: ``max_velocity`` times ``max_joint_age_s``.
+    """
+
+    def __init__(self, profile: RobotProfile) -> None:
+        safety, index = profile.safety, joint_indices(profile)
+        self._seconds = safety.stopping_time_s + safety.max_joint_age_s
+        self._seconds += max(profile.action.delay_s or (0.0,))
+        self._margin = np.array(profile.joints.max_velocity)[index] * safety.max_joint_age_s
+        self._names = profile.action.names
+        self._rows: deque[tuple[float, Values]] = deque()
+
+    def start(self) -> None:
+        """Forget everything: the reference starts anew."""
+        self._rows.clear()
+
+    def add(self, now_s: float, reference: Values) -> None:
+        """Remember the reference, (A,), that holds from ``now_s`` on."""
+        self._rows.append((now_s, reference))
+        # The row that was in force when the time span began still counts.
+        while len(self._rows) > 1 and self._rows[1][0] <= now_s - self._seconds:
+            self._rows.popleft()
+
+    def lost(self, positions: Values) -> str:
+        """Return which of the measured joints, (A,), is not on the trail, empty if none."""
+        if not self._rows:
+            return ""
+        rows = np.array([row for _, row in self._rows])
+        outside = np.maximum(rows.min(axis=0) - positions, positions - rows.max(axis=0))
+        worst = int(np.argmax(outside / self._margin))
+        if outside[worst] <= self._margin[worst]:
+            return ""
+        return f"{self._names[worst]} at {positions[worst]:.3f}, commanded {rows[-1][worst]:.3f}"
+
+
 class Gate:
     """Decides, every period, what the robot is sent.
 
     Feed it with the ``on_*`` methods as messages arrive and call :meth:`step` on a timer; not
     thread-safe. It starts at rest, with nothing received.
 
+    Args:
+        profile: the robot.
+        config: times and shares.
+        shadow: another program moves the robot, so that it need not follow the output.
+
     Raises:
         WmError: the profile's limits contradict each other.
     """
 
-    def __init__(self, profile: RobotProfile, config: GateConfig | None = None) -> None:
+    def __init__(
+        self, profile: RobotProfile, config: GateConfig | None = None, shadow: bool = False
+    ) -> None:
         self._profile = profile
         self._config = config or GateConfig()
         # A velocity acts until the next step, which may come one period late.
@@ -175,7 +228,11 @@ class Gate:
         self._inputs = _Inputs()
         self._joints: _Joints | None = None
         self._joint_fault = _Fault()
+        tracked = profile.action.kind == "joint_position" and not shadow
+        self._trail = _Trail(profile) if tracked else None
         self._anchored = False
+        self._lost = False
+        self._send = True
         self._latched = _Fault()
         self._planner_lost_s = math.inf
         self._stepped: tuple[float, int] | None = None
@@ -288,7 +345,7 @@ class Gate:
         self._latched = _Fault()
         self._planner_lost_s = math.inf
         self._inputs = _Inputs()
-        self._anchored = False
+        self._anchored = self._lost = False
 
     @property
     def at_rest(self) -> bool:
@@ -315,9 +372,16 @@ class Gate:
         previous_s = now_s - self._config.period_s if self._stepped is None else self._stepped[0]
         # A gate that slept does not make up for it with one large change.
         dt = min(max(now_s - previous_s, 0.0), 2 * self._config.period_s)
-        self._anchor()
+        self._anchor(now_s)
         fault = self._fault(now_s, ros_ns, publishers)
         self._stepped = (now_s, ros_ns)
+        self._send = self._may_send(now_s)
+        decision = self._decide(fault, now_s, dt)
+        if self._trail is not None and self._anchored:
+            self._trail.add(now_s, decision.output)
+        return decision
+
+    def _decide(self, fault: _Fault, now_s: float, dt: float) -> Decision:
         if self._latches(fault.reason, now_s) and self._latched.reason is Reason.OK:
             self._latched = fault
         if self._latched.reason is not Reason.OK:
@@ -349,7 +413,7 @@ class Gate:
         return Decision(
             output=self._shaper.output,
             manoeuvre=self._shaper.manoeuvre(self._config.period_s),
-            send=self._anchored or self._profile.action.kind != "joint_position",
+            send=self._send,
             state=state,
             reason=fault.reason,
             latched=self._latched.reason is not Reason.OK,
@@ -359,21 +423,51 @@ class Gate:
     def _positions(self) -> Values:
         return np.zeros(0) if self._joints is None else self._joints.positions[self._index]
 
-    def _anchor(self) -> None:
+    def _joint_age_s(self, now_s: float) -> float:
+        return math.inf if self._joints is None else now_s - self._joints.received_s
+
+    def _joints_known(self, now_s: float) -> bool:
+        sound = self._joint_fault.reason is Reason.OK
+        return sound and self._joint_age_s(now_s) <= self._profile.safety.max_joint_age_s
+
+    def _anchor(self, now_s: float) -> None:
         """Start the reference of a position command where the joints are, once they are known."""
-        if not self._anchored and self._joints is not None and self._shaper.at_rest:
+        if not self._anchored and self._joints_known(now_s) and self._shaper.at_rest:
             self._shaper.reset(self._positions())
             self._anchored = True
+            if self._trail is not None:
+                self._trail.start()
+
+    def _may_send(self, now_s: float) -> bool:
+        if self._profile.action.kind != "joint_position":
+            return True
+        # Braking is always sent: the robot moves, and it ends at rest.
+        still_there = self._joints_known(now_s) and not self._lost
+        return self._anchored and (still_there or not self._shaper.at_rest)
 
     def _fault(self, now_s: float, ros_ns: int, publishers: int) -> _Fault:
         """Return the first fault in order of gravity, or OK."""
+        # First of all: behind any other reason the arm may be moved as well.
+        tracking = self._tracking_fault(now_s)
         if publishers > 1:
             return _Fault(Reason.SECOND_PUBLISHER, f"{publishers} publishers")
+        if tracking.reason is not Reason.OK:
+            return tracking
         for check in (self._clock_fault, self._planner_fault, self._joints_fault):
             fault = check(now_s, ros_ns)
             if fault.reason is not Reason.OK:
                 return fault
         return self._command_fault(now_s, ros_ns)
+
+    def _tracking_fault(self, now_s: float) -> _Fault:
+        """Return whether a joint is not where it was commanded to be; that holds until a reset."""
+        if self._trail is None or not self._joints_known(now_s):
+            return _Fault()
+        lost = self._trail.lost(self._positions())
+        if not lost:
+            return _Fault()
+        self._lost = True
+        return _Fault(Reason.TRACKING_LOST, lost)
 
     def _clock_fault(self, now_s: float, ros_ns: int) -> _Fault:
         if self._stepped is None:
@@ -410,9 +504,8 @@ class Gate:
         joints, safety, names = self._joints, self._profile.safety, self._profile.joints.names
         if joints is None:
             return _Fault(Reason.JOINTS_STALE, "none received yet")
-        age_s = now_s - joints.received_s
-        if age_s > safety.max_joint_age_s:
-            return _Fault(Reason.JOINTS_STALE, f"{age_s:.3f} s old")
+        if not self._joints_known(now_s):
+            return _Fault(Reason.JOINTS_STALE, f"{self._joint_age_s(now_s):.3f} s old")
         fast = np.abs(joints.velocities) > self._fastest
         if fast.any():
             worst = int(np.argmax(np.abs(joints.velocities) / self._fastest))
@@ -420,10 +513,15 @@ class Gate:
                 Reason.VELOCITY_LIMIT, f"{names[worst]} at {joints.velocities[worst]:.3f}"
             )
         if self._profile.action.kind == "twist":
-            # No kinematics here: where each joint would come to rest is all that can be said.
+            # No kinematics here: where each joint would come to rest is all that can be said, not
+            # which twist leads back from a limit. So the reason stays there, also at rest: else
+            # the joint would creep outwards, stopped and released again and again.
             rest = joints.positions + joints.velocities * safety.stopping_time_s / 2
-            over = ((rest > self._upper) & (joints.velocities > 0)) | (
-                (rest < self._lower) & (joints.velocities < 0)
+            over = (
+                (joints.positions >= self._upper)
+                | (joints.positions <= self._lower)
+                | ((rest > self._upper) & (joints.velocities > 0))
+                | ((rest < self._lower) & (joints.velocities < 0))
             )
             if over.any():
                 worst = int(np.argmax(over))

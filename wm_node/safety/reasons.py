@@ -46,7 +46,7 @@ class Reason(Enum):
     COMMAND_MALFORMED = ("a command lacks values or joints", "check joint names in the profile")
 
     # Limits of the profile.
-    POSITION_LIMIT = ("a joint is near its position limit", "move the goal away from the limit")
+    POSITION_LIMIT = ("a joint is at or near its position limit", "move the goal or the joint away")
     VELOCITY_LIMIT = ("a velocity limit is reached", "nothing to do; lower the planner's limits")
     ACCELERATION_LIMIT = ("an acceleration limit is reached", "raise the planner's smoothness")
 
@@ -68,6 +68,7 @@ class Reason(Enum):
     HEARTBEAT_LOST = ("the planner died or hangs", "restart the planner, then reset", True)
     PLAN_STALE = ("the planner lives, but completes no plan", "restart the planner, reset", True)
     CLOCK_JUMP = ("the ROS clock jumped", "find out what set the clock, then reset", True)
+    TRACKING_LOST = ("a joint is not where it was commanded", "find out why, then reset", True)
     SECOND_PUBLISHER = ("another node commands the robot", "stop that node, then reset", True)
     OPERATOR_STOP = ("an operator stopped the robot", "reset when it is safe", True)
 

@@ -69,6 +69,15 @@ class Trajectory:
     times: tuple[float, ...]
     positions: tuple[Joints, ...]
 
+    def starting_at(self, joints: Joints) -> Trajectory:
+        """Return the trajectory with the joints (rad) at its start as the first waypoint.
+
+        Without it the way to the first waypoint would be taken at once, however late that is due.
+        """
+        if self.times[0] <= 0:
+            return self
+        return Trajectory((0.0, *self.times), (joints, *self.positions))
+
     def at(self, elapsed_s: float) -> Joints:
         """Interpolate linearly; before the first waypoint and after the last, hold it."""
         if elapsed_s <= self.times[0]:
@@ -127,7 +136,8 @@ def driver_step(
 
     Velocities are limited to ``MAX_TIP_SPEED`` and ``MAX_TIP_ACCELERATION`` an axis and to
     ``TIP_BOUNDS``; ``timeout_s`` after the last velocity command the driver brakes. A
-    trajectory ends at rest by itself and is replaced by the next command of either kind.
+    trajectory starts where the joints' targets are, ends at rest by itself and is replaced by the
+    next command of either kind.
     """
     wanted, since = state.wanted, state.wanted_since
     trajectory, start = state.trajectory, state.trajectory_start
@@ -136,7 +146,7 @@ def driver_step(
         since, command = pending[0]
         pending = pending[1:]
         if isinstance(command, Trajectory):
-            trajectory, start = command, time_s
+            trajectory, start = command.starting_at(state.joints), time_s
         else:
             if trajectory is not None:
                 tip, velocity = TIP_BOUNDS.clip(*tip_for_joints(state.joints)), (0.0, 0.0)
