@@ -123,8 +123,12 @@ def test_typed_calls(bundle: Bundle) -> None:
     model = WorldModel(bundle, load_engine(bundle, "openvino"))
     frame = np.zeros((64, 64, 3), np.uint8)
     latent = model.encode({"front": frame})
+    steps = bundle.profile.model.context_steps
     context = Context(
-        0, np.stack([latent, latent]), np.zeros((2, 4), np.float32), np.zeros((2, 2, 2), np.float32)
+        0,
+        np.repeat(latent[None], steps, 0),
+        np.zeros((steps, 4), np.float32),
+        np.zeros((steps, 2, 2), np.float32),
     )
     outcomes = model.rollout(context, np.zeros((3, 16, 2), np.float32))
     assert outcomes.state.shape == (3, 8, 4)

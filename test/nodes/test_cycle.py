@@ -50,11 +50,13 @@ class Cycles:
         size = self.foresight.model.latent_size
         latent = np.full(size, 0.1, np.float32)
         if context is None:
+            rates = self.cycle.profile.model
+            steps, ticks = rates.context_steps, rates.ticks_per_step
             context = Context(
                 stamp_ns,
-                np.stack([latent, latent]),
-                np.full((2, 4), 0.1, np.float32),
-                np.full((2, 2, 2), 0.05, np.float32),
+                np.repeat(latent[None], steps, 0),
+                np.full((steps, 4), 0.1, np.float32),
+                np.full((steps, ticks, 2), 0.05, np.float32),
             )
         frame = np.zeros((64, 64, 3), np.uint8)
         tick = Tick(stamp_ns, 0, {})
@@ -114,7 +116,10 @@ def test_no_context_no_plan(cycles: Cycles):
     cycles.cycle.set_goal(FAR)
     decision = cycles.run(context=NotReady("joints"))
     assert decision.reason is Reason.CONTEXT_EMPTY
-    assert "joints" in decision.detail
+    assert decision.detail == "the context lacks joints"
+    decision = cycles.run(context=NotReady("actions"))
+    assert decision.reason is Reason.CONTEXT_EMPTY
+    assert decision.detail == "the context lacks actions: nothing is read back on 'command'"
     assert cycles.shared == []
 
 
@@ -210,11 +215,12 @@ def test_a_goal_that_does_not_fit_is_refused(cycles: Cycles):
 
 def test_external_candidates_are_costed_for_the_goal(cycles: Cycles, model: WorldModel):
     actions = np.zeros((3, 16, 2), np.float32)
+    steps = cycles.cycle.profile.model.context_steps
     context = Context(
         NOW,
-        np.zeros((2, model.latent_size), np.float32),
-        np.zeros((2, 4), np.float32),
-        np.zeros((2, 2, 2), np.float32),
+        np.zeros((steps, model.latent_size), np.float32),
+        np.zeros((steps, 4), np.float32),
+        np.zeros((steps, 2, 2), np.float32),
     )
     outcomes = model.rollout(context, actions)
     assert cycles.cycle.cost(outcomes, actions) is None
@@ -257,11 +263,12 @@ def test_an_arm_in_joint_positions_plans_from_where_it_is(
     bundle = random_bundle_of(arm_profile, tmp_path / "arm")
     cycles = Cycles(bundle, WorldModel(bundle, load_engine(bundle, "openvino", 1)))
     here = np.linspace(-0.3, 0.3, 7, dtype=np.float32)
+    steps = arm_profile.model.context_steps
     context = Context(
         NOW,
-        np.zeros((2, cycles.foresight.model.latent_size), np.float32),
-        np.stack([here, here]),
-        np.tile(here, (2, 2, 1)),
+        np.zeros((steps, cycles.foresight.model.latent_size), np.float32),
+        np.tile(here, (steps, 1)),
+        np.tile(here, (steps, 2, 1)),
     )
     assert cycles.cycle.rest(context) == pytest.approx(here)
     cycles.cycle.set_goal(Goal(latent=np.ones(cycles.foresight.model.latent_size, np.float32)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import Bundle, load_bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.nodes import foresight as subject
@@ -27,9 +27,12 @@ from wm_node.nodes.foresight import (
     model_frame,
 )
 from wm_node.planning.context import NotReady
-from wm_node.planning.world_model import Context, WorldModel
+from wm_node.planning.world_model import Context, Goal, WorldModel
 from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.resources import resource
 
+RATES = load_profile("tabletop").model
+FULL = (RATES.context_steps - 1) * RATES.ticks_per_step  # ticks before the first full context
 MS = 1_000_000
 START = 1_700_000_000_000 * MS
 
@@ -113,12 +116,11 @@ def world(random_bundle: Bundle) -> Iterator[World]:
 
 
 def test_the_context_fills_and_then_surprise_is_known(world: World):
-    seen = [world.tick(k) for k in range(6)]
+    seen = [world.tick(k) for k in range(FULL + 4)]
     ready = [not isinstance(o.context, NotReady) for o in seen]
-    # Two steps of two ticks are needed for a context, one more step for a surprise.
-    assert ready == [False, False, True, True, True, True]
+    assert ready == [False] * FULL + [True] * 4
     known = [bool(np.isfinite(o.surprise)) for o in seen]
-    assert known == [False] * 4 + [True] * 2
+    assert known == [False] * (FULL + 2) + [True] * 2  # a surprise needs one step more
     assert seen[-1].surprise > 0
     assert seen[-1].frames["front"].shape == (64, 64, 3)
 
@@ -126,23 +128,23 @@ def test_the_context_fills_and_then_surprise_is_known(world: World):
 def test_surprise_is_small_when_what_was_predicted_comes_true(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    for k in range(4):
+    for k in range(FULL + 2):
         world.tick(k)
-    usual = world.tick(4).surprise
-    context = world.foresight.buffer.context(START + 3 * 100 * MS)
+    usual = world.tick(FULL + 2).surprise
+    context = world.foresight.buffer.context(START + (FULL + 1) * 100 * MS)
     assert isinstance(context, Context)
     actions = np.zeros((1, 16, 2), np.float32)
     predicted = world.foresight.model.rollout(context, actions).latents[0, 0].copy()
     monkeypatch.setattr(world.foresight.model, "encode", lambda frames: predicted)
-    assert world.tick(5).surprise < 1e-3 * usual
+    assert world.tick(FULL + 3).surprise < 1e-3 * usual
 
 
 def test_reset_empties_the_context(world: World):
-    for k in range(4):
+    for k in range(FULL + 1):
         observation = world.tick(k)
     assert isinstance(observation.context, Context)
     world.foresight.reset()
-    assert isinstance(world.tick(4).context, NotReady)
+    assert isinstance(world.tick(FULL + 1).context, NotReady)
 
 
 def test_only_the_newest_of_waiting_ticks_runs_a_cycle_but_all_fill_the_context(
@@ -190,11 +192,11 @@ def test_a_frame_of_another_aspect_ratio_is_refused():
 
 
 def test_candidates_are_rolled_out_in_chunks_and_come_back_whole(world: World):
-    for k in range(4):
+    for k in range(FULL + 1):
         world.tick(k)
     rng = np.random.default_rng(0)
     actions = rng.uniform(-0.2, 0.2, (2 * subject.CHUNK + 5, 16, 2)).astype(np.float32)
-    stamp = START + 300 * MS
+    stamp = START + FULL * 100 * MS
     world.foresight.submit_candidates(stamp, actions)
     got_stamp, outcomes, _ = world.await_(world.outcomes, 1)
     assert got_stamp == stamp
@@ -227,8 +229,25 @@ def test_a_goal_picture_becomes_a_goal(world: World):
     goal = world.await_(goals, 1)
     assert goal.latent.shape == (world.foresight.model.latent_size,)
     assert goal.state.shape == (2,)
-    world.foresight.submit_goal(image(encoding="16UC1"), goals.append)
-    assert world.await_(world.refused, 1)[0].startswith("the goal picture is refused")
+    world.foresight.submit_goal(image(encoding="16UC1"), lambda goal: world._note(goals, goal))
+    assert world.await_(goals, 2) is None
+    assert world.refused[0][0].startswith("the goal picture is refused")
+
+
+@pytest.mark.parametrize("fault", ["NaN", "raises"])
+def test_a_goal_picture_that_the_model_cannot_read_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    def broken(frames: Any) -> Goal:
+        if fault == "raises":
+            raise RuntimeError("device lost")
+        return Goal(latent=np.full(4, np.nan, np.float32))
+
+    monkeypatch.setattr(world.foresight.model, "picture_goal", broken)
+    goals: list[Any] = []
+    world.foresight.submit_goal(image(9), lambda goal: world._note(goals, goal))
+    assert world.await_(goals, 1) is None
+    assert ("NaN" if fault == "NaN" else "device lost") in world.await_(world.refused, 1)[0]
 
 
 def test_nothing_is_drawn_while_nobody_looks_and_drawing_yields_to_frames(
@@ -321,3 +340,9 @@ def test_two_cameras_are_encoded_together_and_a_silent_one_is_masked(
         assert np.abs(latents[0] - latents[1]).max() > 1e-3
     finally:
         assert made.foresight.worker.stop()
+
+
+def test_the_shipped_bundle_is_of_the_shipped_profile() -> None:
+    """Launch files and ``wm doctor`` use the two together."""
+    shipped = load_bundle(resource("bundles/tabletop"))
+    check_match(shipped.profile, load_profile(shipped.profile.name))

@@ -7,17 +7,22 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import State
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from wm_node.bundle import Bundle
-from wm_node.nodes.common import HEARTBEAT_QOS, stamp_to_ns
+from wm_node.errors import WmError
+from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns
 from wm_node.nodes.mpc_planner import MpcPlannerNode
 from wm_node.nodes.pointcloud import unpack
 from wm_node.nodes.world_model import WorldModelNode
@@ -108,8 +113,14 @@ class Pair:
 @pytest.fixture(scope="module")
 def robot(ros_domain: int, robot_class: type[Robot]) -> Iterator[Robot]:
     made = robot_class()
+    made.readback = _readback(made)
     yield made
     made.close()
+
+
+def _readback(robot: Robot) -> Any:
+    """Who would tell which commands act on this robot; no command of the planner does."""
+    return robot.node.create_publisher(TwistStamped, "command", COMMAND_QOS)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +138,195 @@ def pair(running: Pair) -> Iterator[Pair]:
     running.engine.release.set()
     running.engine.pause_s, running.engine.spoil = 0.0, False
     running.planner.set_parameters([Parameter("late_limit", value=4)])
+
+
+class Pictures:
+    """Goal pictures whose encoding ends when it is told to."""
+
+    def __init__(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert pair.world.foresight is not None
+        self._pair, self._model = pair, pair.world.foresight.model
+        self._encode = self._model.picture_goal
+        self.entered, self.end = threading.Event(), threading.Event()
+        monkeypatch.setattr(self._model, "picture_goal", self._held)
+
+    def _held(self, frames: Any) -> Any:
+        self.entered.set()
+        assert self.end.wait(10)
+        return self._encode(frames)
+
+    def send(self) -> None:
+        """Publish a picture and wait until it is being encoded."""
+        self._pair.robot.goal_image.publish(self._pair.robot.picture())
+        assert self.entered.wait(10)
+
+    def finish(self) -> None:
+        """Let the encoding end, and wait until its goal was taken or not."""
+        self.end.set()
+        verdicts = self._pair.robot.fresh(VERDICT)
+        self._pair.robot.await_(lambda: len(verdicts) >= 3, "cycles after the picture")
+
+
+@pytest.fixture
+def pictures(operated: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
+    made = Pictures(operated, monkeypatch)
+    yield made
+    made.end.set()
+
+
+@pytest.fixture
+def operated(pair: Pair) -> Iterator[Pair]:
+    """Both nodes, for tests that change goal, weights, shadow or readback; all is put back."""
+    yield pair
+    pair.planner.set_parameters([Parameter("shadow", value=False)])
+    _set_weights(pair, 1.0)
+    pair.robot.node.destroy_publisher(pair.robot.readback)
+    pair.robot.readback = _readback(pair.robot)
+    _set_goal(pair, [0.1, 0.05])
+
+
+def _set_goal(pair: Pair, goal: list[float]) -> None:
+    (result,) = pair.planner.set_parameters(
+        [Parameter("goal_state", Parameter.Type.DOUBLE_ARRAY, goal)]
+    )
+    assert result.successful
+
+
+def _goal(pair: Pair) -> Any:
+    assert pair.planner._cycle is not None
+    return pair.planner._cycle.goal
+
+
+def test_a_picture_becomes_the_goal(pair: Pair, pictures: Pictures):
+    goals = pair.planner._counts["goals"]
+    pictures.send()
+    pictures.finish()
+    assert _goal(pair).latent is not None
+    assert pair.planner._counts["goals"] == goals + 1
+
+
+def test_a_goal_that_is_cancelled_while_its_picture_is_encoded_does_not_come_back(
+    pair: Pair, pictures: Pictures
+):
+    pictures.send()
+    _set_goal(pair, [])
+    commands = pair.robot.fresh(COMMAND)
+    pictures.finish()
+    assert _goal(pair) is None
+    assert commands == []
+    pair.robot.await_reason("NO_GOAL")
+
+
+def test_an_empty_picture_cancels_the_one_that_is_being_encoded(pair: Pair, pictures: Pictures):
+    pictures.send()
+    pair.robot.goal_image.publish(Image())
+    pair.robot.await_reason("NO_GOAL")
+    pictures.finish()
+    assert _goal(pair) is None
+
+
+def test_a_newer_goal_is_not_replaced_by_an_older_picture(pair: Pair, pictures: Pictures):
+    pictures.send()
+    _set_goal(pair, [0.12, 0.03])
+    pictures.finish()
+    assert _goal(pair).state == pytest.approx([0.12, 0.03])
+
+
+def test_a_refused_picture_cancels_the_present_goal_and_is_counted(operated: Pair):
+    pair, robot = operated, operated.robot
+    refused = pair.planner._counts["goals_refused"]
+    picture = robot.picture()
+    picture.encoding = "16UC1"
+    robot.goal_image.publish(picture)
+    robot.await_reason("NO_GOAL")
+    commands = robot.fresh(COMMAND)
+    assert _goal(pair) is None
+    robot.await_diagnostics(PLANNER, lambda text, v: v["goals_refused"] == str(refused + 1))
+    assert commands == []
+
+
+def test_a_refused_picture_leaves_a_newer_goal_alone(
+    pair: Pair, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+):
+    refused = pair.planner._counts["goals_refused"]
+    pictures.send()
+    _set_goal(pair, [0.12, 0.03])
+    monkeypatch.setattr(pictures, "_encode", _refuse)
+    pictures.finish()
+    assert _goal(pair).state == pytest.approx([0.12, 0.03])
+    assert pair.planner._counts["goals_refused"] == refused + 1
+
+
+def test_a_readback_that_nobody_publishes_ends_the_commands(operated: Pair):
+    pair, robot = operated, operated.robot
+    # Standing still looks best to random weights, and says nothing about the readback.
+    _set_weights(pair, 0.0)
+    robot.node.destroy_publisher(robot.readback)
+    sentence = "the context lacks actions: nothing is read back on 'command'"
+    robot.await_diagnostics(PLANNER, lambda text, v: sentence in text)
+    beats, commands = robot.fresh(BEAT), robot.fresh(COMMAND)
+    robot.await_(lambda: len(beats) >= 50, "heartbeats")
+    assert {beat.frame_id for beat in beats} == {"CONTEXT_EMPTY"}
+    assert commands == []
+    robot.readback = _readback(robot)
+    robot.await_reason("OK")
+    robot.await_(lambda: commands, "commands again")
+
+
+@pytest.mark.parametrize("what", ["NO_GOAL", "SHADOW"])
+def test_a_planner_that_commands_nothing_does_not_miss_the_readback(operated: Pair, what: str):
+    pair, robot, details = operated, operated.robot, set[str]()
+    assert pair.world.foresight is not None
+    buffer = pair.world.foresight.buffer
+    if what == "NO_GOAL":
+        _set_goal(pair, [])
+    pair.planner.set_parameters([Parameter("shadow", value=what == "SHADOW")])
+    robot.await_reason(what)
+    commands, verdicts = robot.fresh(COMMAND), robot.fresh(VERDICT)
+    robot.await_(lambda: len(verdicts) >= 3, "cycles")
+    assert commands == []
+    buffer.forget_commands()
+    robot.node.destroy_publisher(robot.readback)
+    verdicts = robot.fresh(VERDICT)
+    for count in range(1, 21):  # two seconds of cycles
+        robot.await_(lambda count=count: len(verdicts) >= count, "cycles")
+        details.add(pair.planner._detail)
+    assert not buffer.readback_exists
+    assert not any("actions" in detail for detail in details)
+
+
+def _set_weights(pair: Pair, share: float) -> None:
+    values = {"weights.risk": 20.0, "weights.smoothness": 0.1}
+    pair.planner.set_parameters([Parameter(name, value=share * v) for name, v in values.items()])
+
+
+def test_a_robot_that_would_hear_the_planner_without_the_gate_is_refused(
+    pair: Pair, random_bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    data = random_bundle.profile.dump()
+    data["action"]["topic"] = "mpc_planner/command"
+    profile = tmp_path / "no_gate.yaml"
+    profile.write_text(yaml.safe_dump(data))
+    given = {"bundle": str(random_bundle.path), "robot": str(profile)}
+    world = WorldModelNode(
+        parameter_overrides=[Parameter(name, value=value) for name, value in given.items()]
+    )
+    planner = MpcPlannerNode(world)
+    try:
+        world.trigger_configure()
+        planner.trigger_configure()
+        assert planner.lifecycle_state == State.PRIMARY_STATE_UNCONFIGURED
+        assert (
+            "'mpc_planner/command', where the planner commands the gate" in capfd.readouterr().err
+        )
+    finally:
+        for node in (planner, world):
+            node.make_safe()
+            node.destroy_node()
+
+
+def _refuse(frames: Any) -> Any:
+    raise WmError("it is black.")
 
 
 def _late(verdicts: list[Any]) -> list[float]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rclpy
 import yaml
+from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import Image
@@ -22,7 +23,7 @@ from std_srvs.srv import Trigger
 from wm_node.bundle import Bundle
 from wm_node.cli.processes import ProcessGroup, node_command, node_environment
 from wm_node.errors import WmError
-from wm_node.nodes.common import RELIABLE_QOS, stamp_to_ns
+from wm_node.nodes.common import COMMAND_QOS, RELIABLE_QOS, stamp_to_ns
 from wm_node.nodes.lifecycle import Caller
 from wm_node.nodes.pointcloud import pack, unpack
 
@@ -98,6 +99,8 @@ def rig(
     with ProcessGroup(node_environment(ros_domain, folder), folder) as group:
         group.start("world_model", node_command("world_model", arguments))
         made = Rig(folder / "world_model.log", group, robot_class())
+        # As a gate that lets nothing through: the readback is there, and silent.
+        made.robot.node.create_publisher(TwistStamped, "command", COMMAND_QOS)
         for transition in ("configure", "activate"):
             for name in (WORLD, PLANNER):
                 made.caller.change(name, transition)

@@ -10,6 +10,7 @@ from wm_node.planning.world_model import Context
 from wm_node.profile import load_profile
 
 PROFILE = load_profile("tabletop")
+STEPS = PROFILE.model.context_steps
 MS = 1_000_000
 START = 1_000_000_000
 
@@ -29,15 +30,17 @@ def test_frames_joints_and_actions_line_up() -> None:
     context = filled().context(START + 1000 * MS)
     assert isinstance(context, Context)
     assert context.stamp_ns == START + 1000 * MS
-    np.testing.assert_array_equal(context.latents[:, 0], [800, 1000])
-    np.testing.assert_allclose(context.joints[:, 0], [0.8, 1.0], atol=1e-6)
+    frames = 1000 - 200 * np.arange(STEPS)[::-1]
+    np.testing.assert_array_equal(context.latents[:, 0], frames)
+    np.testing.assert_allclose(context.joints[:, 0], frames / 1000, atol=1e-6)
     # Entry i acted during the step of two ticks that ended at frame i.
-    np.testing.assert_allclose(context.actions[..., 0], [[0.6, 0.7], [0.8, 0.9]], atol=1e-6)
+    acted = np.stack([frames - 200, frames - 100], -1) / 1000
+    np.testing.assert_allclose(context.actions[..., 0], acted, atol=1e-6)
 
 
 def test_a_missing_frame_in_the_past_is_not_stitched_over() -> None:
     buffer = ObservationBuffer(PROFILE)
-    for at in (700, 750, 950, 1000):
+    for at in (*range(0, 751, 50), 950, 1000):
         buffer.add_frame(START + at * MS, np.zeros(3, np.float32))
     assert buffer.context(START + 1000 * MS) == NotReady("frames")
 
@@ -78,5 +81,50 @@ def test_memory_is_bounded() -> None:
 def test_commands_cease_after_the_drivers_timeout() -> None:
     buffer = ObservationBuffer(PROFILE)
     buffer.add_action(START, np.array([0.2, 0.0]))
-    applied = buffer.applied(START + 400 * MS)
-    np.testing.assert_allclose(applied[:, 0], [0.2, 0.2, 0.0, 0.0], atol=1e-9)
+    ticks = STEPS * PROFILE.model.ticks_per_step
+    applied = buffer.applied(START + ticks * 100 * MS)
+    np.testing.assert_allclose(applied[:, 0], [0.2, 0.2] + [0.0] * (ticks - 2), atol=1e-9)
+
+
+def silent(commanded_ms: int, exists: bool = False) -> ObservationBuffer:
+    """A robot of which nothing is read back after 200 ms, and that is commanded later."""
+    buffer = ObservationBuffer(PROFILE)
+    for at in range(0, 3001, 50):
+        buffer.add_frame(START + at * MS, np.zeros(3, np.float32))
+    for at in range(0, 3011, 10):
+        buffer.add_joints(START + at * MS, np.zeros(4))
+    buffer.add_action(START + 200 * MS, np.zeros(2))
+    buffer.expect_readback(START + commanded_ms * MS)
+    buffer.readback_exists = exists
+    return buffer
+
+
+def test_the_silence_of_a_readback_that_nobody_publishes_is_not_standstill() -> None:
+    buffer = silent(1500)
+    lost = NotReady("actions")
+    # A frame may be 0.3 s old, the driver acts on a command for 0.2 s.
+    assert isinstance(buffer.context(START + 2000 * MS), Context)
+    assert buffer.context(START + 2050 * MS) == lost
+    # It lasts until somebody answers, however many commands follow, and does not come in bursts.
+    buffer.expect_readback(START + 2900 * MS)
+    assert buffer.context(START + 3000 * MS) == lost
+    buffer.add_action(START + 2950 * MS, np.zeros(2))
+    assert isinstance(buffer.context(START + 3000 * MS), Context)
+
+
+def test_silence_is_standstill_while_the_publisher_of_the_readback_is_there() -> None:
+    # A gate in shadow mode, or one that is not active, publishes nothing: nothing acts.
+    buffer = silent(1500, exists=True)
+    assert isinstance(buffer.context(START + 3000 * MS), Context)
+    buffer.readback_exists = False
+    assert buffer.context(START + 3000 * MS) == NotReady("actions")
+
+
+def test_silence_is_standstill_until_something_was_commanded() -> None:
+    buffer = silent(1500)
+    buffer.forget_commands()
+    assert isinstance(buffer.context(START + 3000 * MS), Context)
+    buffer.expect_readback(START + 2900 * MS)
+    assert isinstance(buffer.context(START + 3000 * MS), Context)
+    buffer.reset()
+    assert buffer.context(START + 3000 * MS) == NotReady("frames")

@@ -18,6 +18,7 @@ from wm_node.profile import RobotProfile, load_profile
 
 PROFILE = load_profile("tabletop")
 LATENT = 32  # of the small random model
+STEPS = PROFILE.model.context_steps
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ class ByRollouts:
 def _context(random: np.random.Generator) -> Context:
     return Context(
         10_000_000_000,
-        random.normal(size=(2, LATENT)).astype(np.float32),
-        random.normal(0.5, 0.3, (2, 4)).astype(np.float32),
-        random.normal(0.0, 0.1, (2, 2, 2)).astype(np.float32),
+        random.normal(size=(STEPS, LATENT)).astype(np.float32),
+        random.normal(0.5, 0.3, (STEPS, 4)).astype(np.float32),
+        random.normal(0.0, 0.1, (STEPS, 2, 2)).astype(np.float32),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,12 +13,15 @@ from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, PlannerConfig, delayed, spline_basis
 from wm_node.planning.world_model import Context, Floats, Outcomes
-from wm_node.profile import load_profile
+from wm_node.profile import load_profile, parse_profile
 
 PROFILE = load_profile("tabletop")
-TICKS = PROFILE.model.horizon_ticks
+TICKS, STEPS = PROFILE.model.horizon_ticks, PROFILE.model.context_steps
 CONTEXT = Context(
-    0, np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32), np.zeros((2, 2, 2), np.float32)
+    0,
+    np.zeros((STEPS, 4), np.float32),
+    np.zeros((STEPS, 4), np.float32),
+    np.zeros((STEPS, 2, 2), np.float32),
 )
 
 
@@ -65,6 +70,40 @@ def test_the_plan_stops_before_what_must_not_happen() -> None:
     plan = plan_to((0.3, 0.0))
     assert plan.outcomes.risk[0, -1, 0] == 0.0
     assert plan.outcomes.state[0, -1, 0] > 0.05, "it still goes as far as it may"
+
+
+class Pictured(Carried):
+    """Knows no labels; the time to the picture is the way left to its latent, a position."""
+
+    def rollout(
+        self,
+        context: Context,
+        actions: Floats,
+        goal_latent: Floats | None = None,
+        lean: bool = False,
+    ) -> Outcomes:
+        out = super().rollout(context, actions, goal_latent, lean)
+        path, unknown = out.state[..., :2], out.time_to_goal
+        to_go = unknown if goal_latent is None else np.linalg.norm(path - goal_latent, axis=-1)
+        return replace(out, state=out.state[..., :0], time_to_goal=(to_go / 0.05).astype("f"))
+
+
+def test_a_robot_without_labels_follows_a_picture() -> None:
+    data = PROFILE.dump()
+    del data["objective"]
+    data["labels"] = []
+    planner = MpcPlanner(parse_profile(data, "test"), PlannerConfig(), 0)
+    picture = Goal(latent=np.array([-0.15, 0.1], np.float32))
+    plan = planner.plan(Pictured(), CONTEXT, picture, np.zeros((1, 2)), 0.0)
+    assert plan.terms["value"] > 0.0
+    assert plan.outcomes.time_to_goal[0, -1] < 0.2, "it stands far from the picture"
+
+
+def test_the_time_to_a_picture_has_no_weight_where_labels_tell_the_goal() -> None:
+    assert Weights.of(PROFILE).value == 0.0
+    data = PROFILE.dump()
+    data["objective"]["weights"] = {"value": 0.5}
+    assert Weights.of(parse_profile(data, "test")).value == 0.5
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:

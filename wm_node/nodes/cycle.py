@@ -231,6 +231,8 @@ class ControlCycle:
             self.planner.reset()
             self._surprised = 0
             missing = f"the context lacks {context.reason}"
+            if context.reason == "actions":
+                missing += f": nothing is read back on '{self.profile.action.readback.topic}'"
             return Decision(tick, Reason.CONTEXT_EMPTY, missing, surprise=observation.surprise)
         state = self._goal
         if state.goal is None:

@@ -183,8 +183,12 @@ class Foresight:
         """Encode these frames and, if they are the newest, run a control cycle on them."""
         self.worker.put(self._ticks, tick)
 
-    def submit_goal(self, message: Any, done: Callable[[Goal], None]) -> None:
-        """Encode a goal picture of the first camera; ``done`` gets the goal, in the thread."""
+    def submit_goal(self, message: Any, done: Callable[[Goal | None], None]) -> None:
+        """Encode a goal picture of the first camera.
+
+        ``done`` gets the goal, or None when the picture is refused, in the thread; it is not called
+        when a newer picture comes first.
+        """
         self.worker.put(self._goals, (message, done))
 
     def submit_candidates(self, stamp_ns: int, actions: Floats) -> None:
@@ -292,15 +296,16 @@ class Foresight:
         predicted = self.model.rollout(past, actions[None]).latents[0, 0]
         return self.model.surprise(predicted, latent, 1)
 
-    def _encode_goal(self, item: tuple[Any, Callable[[Goal], None]]) -> None:
+    def _encode_goal(self, item: tuple[Any, Callable[[Goal | None], None]]) -> None:
         message, done = item
         camera = self.profile.cameras[0]
+        goal: Goal | None = None
         try:
-            goal = self.model.picture_goal({camera.name: model_frame(message, camera)})
+            goal = _finite(self.model.picture_goal({camera.name: model_frame(message, camera)}))
         except WmError as error:
             self._listeners.refused(f"the goal picture is refused: {error}", "")
-            return
-        done(goal)
+        finally:  # an engine that fails refuses the picture too
+            done(goal)
 
     def _roll_out(self, request: CandidateRequest) -> None:
         """Roll out one chunk; the rest waits for its turn, so that frames go first."""
@@ -372,6 +377,13 @@ class Foresight:
 
     def _failed(self, slot: str, error: Exception) -> None:
         self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")
+
+
+def _finite(goal: Goal) -> Goal:
+    for values in (goal.latent, goal.state):
+        if values is not None and not np.isfinite(values).all():
+            raise WmError("the model reads NaN or infinity from it.")
+    return goal
 
 
 def model_frame(message: Any, camera: Camera) -> Frame:

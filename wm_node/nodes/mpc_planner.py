@@ -8,7 +8,8 @@ marked ``late`` in its verdict. What the planner owes the gate is told in
 :mod:`wm_node.nodes.safety_gate`.
 
 Goals: the parameter ``goal_state`` (labelled values; empty: no goal) or a picture on ``goal_image``
-(an empty one, 0 x 0: no goal); the newest counts. Without a goal, and at it, the robot holds.
+(an empty one, 0 x 0: no goal; one that cannot be used: no goal either); the newest counts. Without
+a goal, and at it, the robot holds.
 
 Publishes ``~/command``, ``~/verdict`` (with ``plan_ms``, ``frame_to_command_ms`` and ``late`` of
 the cycle), ``~/heartbeat``; ``~/plan`` (Path of the tool, or JointTrajectory for joint actions) and
@@ -91,6 +92,7 @@ class MpcPlannerNode(ManagedNode):
         self._world = world
         self._cycle: ControlCycle | None = None
         self._foresight: Foresight | None = None
+        self._choice = 0  # of a goal, or of none: the newest choice counts
         self._parts: list[Callable[[], None]] = []
         self._watch = CallbackWatch()
         self._diagnostics = Diagnostics(self, "control")
@@ -148,8 +150,14 @@ class MpcPlannerNode(ManagedNode):
                 f"profile '{profile.name}' commands at {profile.action.rate_hz:g} Hz, but its "
                 f"model plans at {profile.model.tick_rate_hz:g} Hz; command at that rate or faster."
             )
+        topic = profile.action.topic
+        if self.resolve_topic_name(topic) == self.resolve_topic_name("~/command"):
+            raise WmError(
+                f"profile '{profile.name}' commands the robot on '{topic}', where the planner "
+                "commands the gate; give the robot a topic of its own."
+            )
         self._start_anew()
-        outbox = Outbox(self)
+        self._outbox = outbox = Outbox(self)
         self._parts.append(outbox.close)
         cycle = ControlCycle(
             foresight,
@@ -236,6 +244,7 @@ class MpcPlannerNode(ManagedNode):
         ):
             timer = self.create_timer(period_s, self._watch(call), clock=clock, autostart=autostart)
             self._parts.append(partial(self.destroy_timer, timer))
+        self._readback = self.resolve_topic_name(profile.action.readback.topic)
         self._alarm = self.create_timer(
             1.0, self._watch(self._on_alarm), clock=clock, autostart=False
         )
@@ -251,6 +260,7 @@ class MpcPlannerNode(ManagedNode):
         self._start_anew()
         assert self._cycle is not None
         self._cycle.schedule.clear()
+        self._foresight.buffer.forget_commands()
         self._foresight.cycle = self._cycle.hooks
 
     def deactivate(self) -> None:
@@ -318,8 +328,10 @@ class MpcPlannerNode(ManagedNode):
         self._set_goal(goal)
 
     def _set_goal(self, goal: Goal | None) -> None:
+        """Choose a goal or none, in place of the present one and of pictures on their way."""
         if self._cycle is None:
             return
+        self._choice += 1
         self._cycle.set_goal(goal)
         self._counts["goals"] += goal is not None
         if goal is None:
@@ -331,8 +343,16 @@ class MpcPlannerNode(ManagedNode):
         if message.width == 0 or message.height == 0:
             self._set_goal(None)
             return
-        self._counts["goals"] += 1
-        self._foresight.submit_goal(message, self._cycle.set_goal)
+        self._choice += 1
+        take = self._watch(partial(self._on_picture, self._choice))
+        outbox = self._outbox
+        self._foresight.submit_goal(message, lambda goal: outbox.post(partial(take, goal)))
+
+    def _on_picture(self, choice: int, goal: Goal | None) -> None:
+        """A goal picture has been encoded, or refused (None): hold, for another goal was wanted."""
+        self._counts["goals_refused"] += goal is None
+        if choice == self._choice:  # else something newer was chosen while it was on its way
+            self._set_goal(goal)
 
     # The cycle.
 
@@ -383,6 +403,11 @@ class MpcPlannerNode(ManagedNode):
 
     def _finish(self, tick: Tick) -> None:
         """A cycle's command is due: send it, or the shifted last one, or say why there is none."""
+        assert self._foresight is not None
+        assert self._cycle is not None
+        buffer = self._foresight.buffer
+        # Told by the middleware, not by the messages: a gate in shadow mode sends none.
+        buffer.readback_exists = self.count_publishers(self._readback) > 0
         self._counts["cycles"] += 1
         decision = self._decisions.pop(tick.stamp_ns, None)
         self._note_late(decision is None)
@@ -405,6 +430,8 @@ class MpcPlannerNode(ManagedNode):
             action = decision.actions[shift]
             self._command_topic.publish(command_message(self._profile, action, stamp_ns))
             self._counts["commands"] += 1
+            if action.any():
+                buffer.expect_readback(tick.stamp_ns + self._cycle.latency_ns)
         if shift == 0:
             self._show(decision)
 

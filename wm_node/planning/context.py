@@ -4,6 +4,10 @@ Frames, joints and applied actions arrive at their own times. The context takes 
 to t - k * step (skew at most a quarter of a tick or half a camera period), joints interpolated to
 the frames' stamps and the actions that acted between them, by the same functions as ``wm ingest``.
 A gap, a reset or stamps that run backwards empty it: a robot must not act on a stitched past.
+
+Silence of the readback means that nothing acts on the robot. It does not where nobody publishes the
+readback although commands were sent: its topic is misspelt, or its publisher is dead. Both are
+asked for, because a gate that is not active, or in shadow mode, is rightly silent.
 """
 
 from __future__ import annotations
@@ -48,6 +52,12 @@ class ObservationBuffer:
         self._timeout_ns = None if timeout is None else to_ns(timeout)
         span_s = (rates.context_steps + 2) * rates.step_s + 1.0 + max(delays)
         self._span_ns = to_ns(span_s)
+        # Until then a readback may still be on its way.
+        answer_s = profile.safety.max_frame_age_s + (timeout or 0.0) + max(delays)
+        self._answer_ns = to_ns(answer_s)
+        self.readback_exists = True
+        """Whether anybody publishes the readback, as far as is known."""
+        self._unanswered_ns: int | None = None
         self._lock = threading.Lock()
         self._latents: deque[tuple[int, Floats]] = deque()
         self._joints: deque[tuple[int, NDArray[np.float64]]] = deque()
@@ -62,6 +72,7 @@ class ObservationBuffer:
         self._latents.clear()
         self._joints.clear()
         self._actions.clear()
+        self._unanswered_ns = None
 
     def add_frame(self, stamp_ns: int, latent: Floats) -> None:
         """Add the latent (latent,) of a frame; a stamp before the last one empties the history."""
@@ -74,6 +85,18 @@ class ObservationBuffer:
     def add_action(self, stamp_ns: int, value: NDArray[np.floating]) -> None:
         """Add a command (A,) that was really applied."""
         self._add(self._actions, stamp_ns, np.array(value, dtype=np.float64))
+        self.forget_commands()
+
+    def expect_readback(self, effect_ns: int) -> None:
+        """A command that moves the robot was sent, in force from ``effect_ns`` on."""
+        with self._lock:
+            if self._unanswered_ns is None:
+                self._unanswered_ns = effect_ns
+
+    def forget_commands(self) -> None:
+        """No readback of earlier commands is missing."""
+        with self._lock:
+            self._unanswered_ns = None
 
     def _add(self, series: deque[tuple[int, NDArray]], stamp_ns: int, value: NDArray) -> None:  # type: ignore[type-arg]
         with self._lock:
@@ -89,6 +112,7 @@ class ObservationBuffer:
         """Return the context whose newest frame is the one nearest to ``stamp_ns``."""
         with self._lock:
             latents, joints, actions = list(self._latents), list(self._joints), list(self._actions)
+            unanswered_ns = None if self.readback_exists else self._unanswered_ns
         if not latents:
             return NotReady("frames")
         stamps = np.array([stamp for stamp, _ in latents], dtype=np.int64)
@@ -108,6 +132,8 @@ class ObservationBuffer:
         )
         if not known.all():
             return NotReady("joints")
+        if unanswered_ns is not None and int(at[-1]) - unanswered_ns > self._answer_ns:
+            return NotReady("actions")
         past = self.applied(int(at[-1]), actions)
         if np.isnan(past).any():
             return NotReady("actions")

@@ -23,7 +23,8 @@ class Weights:
     push: float = 1.0
     """Distance of the tool to the point behind the object, in tolerances."""
     value: float = 0.0
-    """Learned time to the goal picture, in model steps, half final and half mean."""
+    """Learned time to the goal picture, in model steps, half final and half mean; by default 1
+    for a robot without an objective, whose goals are pictures."""
     risk: float = 20.0
     """Highest probability of an event over the horizon."""
     uncertainty: float = 0.0
@@ -38,7 +39,8 @@ class Weights:
         Raises:
             WmError: the profile names an unknown weight.
         """
-        given = profile.objective.weights if profile.objective else {}
+        # Without labels to plan by, nothing else draws the robot to its goal.
+        given = profile.objective.weights if profile.objective else {"value": 1.0}
         known = {field.name for field in fields(Weights)}
         if unknown := sorted(set(given) - known):
             raise WmError(
