@@ -31,7 +31,7 @@ help:
 	@echo "make setup    create $(VENV) with everything that the demo, training and tests need"
 	@echo "make demo     run the simulated robot in closed loop (EPISODES=$(EPISODES) SEED=$(SEED) OUT=$(OUT))"
 	@echo "make test     formatter, linter, type checker and tests"
-	@echo "make verify   the same with the full-length fuzz, parity, fault and soak runs"
+	@echo "make verify   the same with many more property and fuzz examples, and a demo of 30 episodes"
 	@echo "make clean    remove $(VENV) and all caches and build outputs"
 
 setup: $(STAMP)

@@ -21,10 +21,10 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 # Spinning OpenMP threads of several processes on two cores cost ten times their gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# `make verify` looks harder: properties that set no number of examples get many more.
+# `make verify` looks harder: every property and every fuzz test gets many more examples.
+settings.register_profile("test", max_examples=60, deadline=None)
 settings.register_profile("verify", max_examples=2000, deadline=None)
-if os.environ.get("WM_VERIFY"):
-    settings.load_profile("verify")
+settings.load_profile("verify" if os.environ.get("WM_VERIFY") else "test")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wm_node.errors import WmError
@@ -218,7 +218,6 @@ LEAVES = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
 def test_any_mutation_is_accepted_or_refused_in_one_sentence(data: st.DataObject) -> None:
     profile = tabletop()
     place: Any = profile

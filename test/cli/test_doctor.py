@@ -11,6 +11,9 @@ import pytest
 from wm_node.bundle import GOLDEN, MANIFEST, Bundle
 from wm_node.cli import doctor
 from wm_node.cli.main import main
+from wm_node.engine import cuda_device, tensorrt_adapter
+from wm_node.engine.cuda_device import CudaDevice
+from wm_node.engine.tensorrt_adapter import TensorRt
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
 from wm_node.resources import resource
@@ -123,3 +126,15 @@ def test_open_network_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROS_DOMAIN_ID")
     monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
     assert doctor.check_network().level == "warn"
+
+
+def test_tensorrt_and_its_gpu_are_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tensorrt_adapter, "find_tensorrt", lambda: TensorRt(None, "tensorrt", "10.3.0.30")
+    )
+    monkeypatch.setattr(
+        cuda_device, "current_device", lambda remedy: CudaDevice("Orin", "sm_87", "12.6")
+    )
+    finding = doctor.check_tensorrt()
+    assert (finding.level, finding.check) == ("ok", "engine tensorrt")
+    assert "10.3.0.30 on Orin" in finding.text

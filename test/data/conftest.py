@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,8 +130,8 @@ def record() -> Callable[..., Recording]:
 
 @pytest.fixture(scope="session")
 def g1_bags() -> Path:
-    """Return the folder of the real recordings, where it lies next to the repository."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "g1_bottle"
-    if not folder.is_dir():
-        pytest.skip(f"the real recordings are not at {folder}")
-    return folder
+    """Return the folder of the real recordings that docs/real_data.md describes."""
+    folder = os.environ.get("WM_G1_BAGS", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("WM_G1_BAGS does not name the folder of the real recordings")
+    return Path(folder)

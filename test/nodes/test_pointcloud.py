@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import PointCloud2
@@ -11,7 +11,6 @@ from wm_node.errors import WmError
 from wm_node.nodes.pointcloud import pack, unpack
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 7)),
     count=st.integers(1, 5),

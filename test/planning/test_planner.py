@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wm_node.errors import WmError
@@ -159,7 +159,6 @@ def test_the_shifted_plan_moves_on_by_the_elapsed_ticks() -> None:
     count=st.integers(1, 6),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=100, deadline=None)
 def test_delayed_conserves_what_is_commanded(delay: float, count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     actions = random.normal(size=(3, TICKS, 2))

@@ -33,7 +33,7 @@ DAMAGE = st.tuples(
     st.integers(1, 600),
 )
 FUZZ = settings(
-    max_examples=40,
+    max_examples=settings.default.max_examples,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wm_node.errors import WmError
@@ -649,7 +649,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(events=EVENTS, joints=st.booleans())
 def test_whatever_happens_outputs_stay_finite_and_within_the_limits(
     events: list[tuple[str, float, int]], joints: bool

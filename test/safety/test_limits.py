@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wm_node.errors import WmError
@@ -96,7 +96,6 @@ TARGETS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(targets=TARGETS)
 def test_twist_keeps_speed_and_acceleration_limits_and_brakes_straight(
     targets: list[tuple[float, float, float]],
@@ -121,7 +120,6 @@ def test_twist_keeps_speed_and_acceleration_limits_and_brakes_straight(
     assert steps * DT <= profile.safety.stopping_time_s + DT
 
 
-@settings(max_examples=60, deadline=None)
 @given(targets=TARGETS, start=st.tuples(st.floats(-2.8, 2.8), st.floats(-3, 3)))
 def test_joint_velocities_never_leave_the_position_limits(
     targets: list[tuple[float, float, float]], start: tuple[float, float]
@@ -143,7 +141,6 @@ def test_joint_velocities_never_leave_the_position_limits(
     assert np.all(positions <= upper + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
 @given(targets=TARGETS, start=st.tuples(st.floats(-1, 1), st.floats(-2, 2)))
 def test_positions_keep_every_limit_and_every_command_ends_at_rest(
     targets: list[tuple[float, float, float]], start: tuple[float, float]

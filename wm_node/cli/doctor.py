@@ -106,7 +106,7 @@ def findings(robot: str | None, bundle: Path | None) -> Iterator[Finding]:
     )
     for check in machine:
         yield check()
-    backends = [check_backend(name) for name in ("openvino", "torch")]
+    backends = [check_backend("openvino"), check_backend("torch"), check_tensorrt()]
     yield from backends
     usable = [f.check.split()[-1] for f in backends if f.level == "ok"]
     if not usable:
@@ -216,7 +216,7 @@ def check_disk() -> Finding:
             "warn",
             "disk",
             text,
-            "the flight recorder stops at 2000 MB: record elsewhere, or make room",
+            "the flight recorder stops at its min_free_mb: record elsewhere, or make room",
         )
     return Finding("ok", "disk", text)
 
@@ -368,6 +368,20 @@ def check_backend(name: str) -> Finding:
             "warn", f"engine {name}", f"not installed ({error})", f"pip install 'wm_node[{extra}]'"
         )
     return Finding("ok", f"engine {name}", str(getattr(module, "__version__", "installed")))
+
+
+def check_tensorrt() -> Finding:
+    """Whether TensorRT and a GPU for it are here."""
+    from wm_node.engine.cuda_device import current_device
+    from wm_node.engine.tensorrt_adapter import find_tensorrt
+
+    name = "engine tensorrt"
+    try:
+        found = find_tensorrt()
+        device = current_device("it runs engines only there")
+    except WmError as error:
+        return Finding("warn", name, str(error), "only robots with an NVIDIA GPU need it")
+    return Finding("ok", name, f"{found.edition} {found.version} on {device.name}")
 
 
 def check_profile(robot: str) -> tuple[Finding, RobotProfile | None]:

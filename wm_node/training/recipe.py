@@ -14,7 +14,7 @@ from wm_node.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, batches and weights of the phases. The defaults train the table-top bundle."""
+    """Steps, batches and weights of the phases. `config/recipes` holds those of bundles."""
 
     # Phase 1: encoder and dynamics together, from frames.
     encoder_steps: int = 2500
