@@ -22,7 +22,7 @@ def generate_launch_description() -> LaunchDescription:
             *arguments(robot="tabletop", bundle=shipped_bundle("tabletop")),
             *in_namespace(
                 [
-                    node_process("sim_robot", needed=True),
+                    node_process("sim_robot", configs=["config/sim_robot.yaml"], needed=True),
                     node_process("safety_gate", configs=["config/safety_gate.yaml"], needed=True),
                     node_process("flight_recorder", configs=["config/flight_recorder.yaml"]),
                     node_process(

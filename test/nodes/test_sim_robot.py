@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped, PoseStamped, TwistStamped
 from rosgraph_msgs.msg import Clock
@@ -28,6 +29,7 @@ from wm_node.data.images import decode_image
 from wm_node.errors import WmError
 from wm_node.nodes.common import COMMAND_QOS, LATCHED_QOS, RELIABLE_QOS, stamp_to_ns
 from wm_node.nodes.lifecycle import Caller
+from wm_node.nodes.sim_robot import SimRobot
 from wm_node.resources import resource
 from wm_node.sim.arm import joints_for_tip
 from wm_node.sim.behaviours import push_velocity
@@ -368,3 +370,15 @@ def test_a_profile_of_another_robot_fails_at_configure(
     assert participant.caller.state(name) == "unconfigured"
     assert another.end() == 0
     assert told in another.log.read_text()
+
+
+@pytest.mark.usefixtures("participant")
+def test_the_parameter_file_holds_exactly_the_parameters_with_their_defaults() -> None:
+    data = yaml.safe_load(resource("config/sim_robot.yaml").read_text(encoding="utf-8"))
+    (given,) = (entry["ros__parameters"] for entry in data.values())
+    node = SimRobot()
+    ours = ("use_sim_time", "qos_overrides", "start_type")
+    assert {name for name in node._parameters if not name.startswith(ours)} == set(given)
+    for name, value in given.items():
+        assert node.get_parameter(name).value == value
+    node.destroy_node()
