@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from wm_node.cli.main import main
 from wm_node.engine import cuda_device, tensorrt_adapter
 from wm_node.engine.cuda_device import CudaDevice
 from wm_node.engine.tensorrt_adapter import TensorRt
+from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
 from wm_node.resources import resource
@@ -112,6 +114,8 @@ def test_missing_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.level == "fail"
     assert finding.text == "missing: std_srvs"
     monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
     failed = [f for f in doctor.findings(None, None) if f.check == "engine"]
     assert [f.level for f in failed] == ["fail"]
 
@@ -128,13 +132,41 @@ def test_open_network_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_network().level == "warn"
 
 
-def test_tensorrt_and_its_gpu_are_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("edition", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_and_its_gpu_are_engine_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edition: str
+) -> None:
+    for name in ("openvino", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(
-        tensorrt_adapter, "find_tensorrt", lambda: TensorRt(None, "tensorrt", "10.3.0.30")
+        tensorrt_adapter, "find_tensorrt", lambda: TensorRt(None, edition, "10.3.0.30")
     )
     monkeypatch.setattr(
         cuda_device, "current_device", lambda remedy: CudaDevice("Orin", "sm_87", "12.6")
     )
+    found = {finding.check: finding for finding in doctor.findings(None, tmp_path)}
+    assert found["engine tensorrt"].level == "ok"
+    assert found["engine tensorrt"].text == f"{edition} 10.3.0.30 on Orin"
+    assert "engine" not in found
+
+
+def test_tensorrt_without_a_gpu_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(remedy: str) -> CudaDevice:
+        raise WmError(f"no NVIDIA GPU can be used here; {remedy}.")
+
+    monkeypatch.setattr(
+        tensorrt_adapter, "find_tensorrt", lambda: TensorRt(None, "tensorrt_rtx", "1.7")
+    )
+    monkeypatch.setattr(cuda_device, "current_device", none_here)
     finding = doctor.check_tensorrt()
-    assert (finding.level, finding.check) == ("ok", "engine tensorrt")
-    assert "10.3.0.30 on Orin" in finding.text
+    assert finding.level == "warn"
+    assert "no NVIDIA GPU" in finding.text
+
+
+def test_a_small_disk_is_a_warning_that_names_the_recorders_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 10**9))
+    finding = doctor.check_disk()
+    assert finding.level == "warn"
+    assert f"stops at {doctor.recorder_min_free_mb()} MB" in finding.remedy

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
+from geometry_msgs.msg import TwistStamped
+from rcl_interfaces.srv import GetParameters
+from rclpy.signals import SignalHandlerOptions
 
 launch_pytest = pytest.importorskip(
     "launch_pytest", reason="launch_pytest comes with a ROS installation, not with Python wheels"
@@ -31,6 +35,8 @@ from launch.launch_description_sources import (  # noqa: E402
 from wm_node.bundle import Bundle  # noqa: E402
 from wm_node.cli.processes import private_domain  # noqa: E402
 from wm_node.model.export import untrained_bundle  # noqa: E402
+from wm_node.nodes.common import COMMAND_QOS  # noqa: E402
+from wm_node.nodes.lifecycle import Caller  # noqa: E402
 from wm_node.profile import load_profile  # noqa: E402
 from wm_node.resources import resource  # noqa: E402
 
@@ -180,9 +186,38 @@ def test_the_end_of_the_gate_ends_bringup(bundle: Bundle, params: str) -> None:
     assert set(launched.exits) == {"flight_recorder", "world_model"}
 
 
-def test_shadow_comes_up_and_goes_down(bundle: Bundle, params: str) -> None:
+@pytest.fixture
+def caller(_private: None) -> Iterator[Caller]:
+    """A node of the test's own, beside those that are launched."""
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # signals are the launch service's
+    node = rclpy.create_node("onlooker")
+    one = Caller(node)
+    yield one
+    one.close()
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+def test_shadow_comes_up_commands_nothing_and_goes_down(
+    bundle: Bundle, params: str, caller: Caller
+) -> None:
+    commands: list[TwistStamped] = []
+    shadows: list[TwistStamped] = []
+    for topic, heard in (("command", commands), ("safety_gate/shadow_command", shadows)):
+        caller.node.create_subscription(TwistStamped, topic, heard.append, COMMAND_QOS)
+
+    def look_on(it: Launched) -> None:
+        it.wait(lambda it: "lifecycle" in it.exits, 90)
+        request = GetParameters.Request(names=["shadow"])
+        response = caller.call(GetParameters, "/safety_gate/get_parameters", request, resend_s=1.0)
+        assert response.values[0].bool_value
+        # The gate sends something in every step, so a second without shadow would be heard.
+        caller.spin_until(lambda: len(shadows) > 0, 10, "the gate decided nothing")
+        caller.spin_for(1.0)
+
     launched = Launched("shadow", robot="tabletop", bundle=str(bundle.path), params_file=params)
-    launched.run(lambda it: it.wait(lambda it: "lifecycle" in it.exits, 90))
+    launched.run(look_on)
+    assert not commands
     assert launched.exits.pop("lifecycle") == 0
     assert set(launched.exits.values()) == {0}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -216,9 +217,17 @@ def check_disk() -> Finding:
             "warn",
             "disk",
             text,
-            "the flight recorder stops at its min_free_mb: record elsewhere, or make room",
+            f"the flight recorder stops at {recorder_min_free_mb()} MB (its min_free_mb): record "
+            "elsewhere, or make room",
         )
     return Finding("ok", "disk", text)
+
+
+def recorder_min_free_mb() -> int:
+    """Return the recorder's default; from its parameter file, which can be read without ROS."""
+    text = resource("config/flight_recorder.yaml").read_text(encoding="utf-8")
+    (node,) = yaml.safe_load(text).values()
+    return int(node["ros__parameters"]["min_free_mb"])
 
 
 def check_ros() -> Finding:
@@ -371,14 +380,14 @@ def check_backend(name: str) -> Finding:
 
 
 def check_tensorrt() -> Finding:
-    """Whether TensorRT and a GPU for it are here."""
+    """Whether TensorRT, in either edition, and a GPU for it are here."""
     from wm_node.engine.cuda_device import current_device
     from wm_node.engine.tensorrt_adapter import find_tensorrt
 
     name = "engine tensorrt"
     try:
         found = find_tensorrt()
-        device = current_device("it runs engines only there")
+        device = current_device("TensorRT runs engines on nothing else")
     except WmError as error:
         return Finding("warn", name, str(error), "only robots with an NVIDIA GPU need it")
     return Finding("ok", name, f"{found.edition} {found.version} on {device.name}")

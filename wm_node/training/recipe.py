@@ -14,7 +14,10 @@ from wm_node.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, batches and weights of the phases. `config/recipes` holds those of bundles."""
+    """Steps, batches and weights of the phases.
+
+    The defaults are a start for a new robot; ``config/recipes`` holds what the bundles differ in.
+    """
 
     # Phase 1: encoder and dynamics together, from frames.
     encoder_steps: int = 2500
