@@ -63,7 +63,7 @@ def test_products_are_half_and_the_rest_is_not(bundle: Bundle) -> None:
 def test_free_axes_keep_their_names(bundle: Bundle) -> None:
     axes = dynamic_axes(read_network(bundle.file("search.onnx"), "fp32"))
     assert axes["actions"] == ("candidates", 16, 2)
-    assert axes["latents"] == (1, 2, 192)
+    assert axes["latents"] == (1, bundle.profile.model.context_steps, 192)
 
 
 def test_arithmetic_on_bytes_is_refused(tmp_path: Path) -> None:
