@@ -84,7 +84,7 @@ def _weight_bytes(path: Path) -> int:
 
 
 def test_half_precision_shrinks_what_may_be_half(trt: TensorRt, bundle: Bundle) -> None:
-    for graph in ("search", "decode"):
+    for graph in ("encode", "decode"):
         full = build_engine(trt, bundle, graph, SM86)
         half = build_engine(trt, bundle, graph, replace(SM86, precision="fp16"))
         if bundle.graphs[graph].full_precision:
