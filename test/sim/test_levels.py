@@ -51,8 +51,9 @@ def moved_to(
 @pytest.mark.parametrize("recorded", RECORDED["episodes"], ids=lambda one: str(one["seed"]))
 def test_basic_episodes_are_those_recorded_before_there_were_levels(sims, recorded):
     score = run_episode(sims["basic"], recorded["seed"], reference_policy("scripted")())
-    # Bit for bit on the machine that recorded them; elsewhere sines may round differently.
-    assert score.goal == pytest.approx(recorded["goal"], abs=1e-12)
+    # Bit for bit on the machine that recorded them; elsewhere the mug settles a hair's breadth of
+    # rounding away (1e-10 m seen), and the target is drawn from where it stands.
+    assert score.goal == pytest.approx(recorded["goal"], abs=1e-9)
     assert score.success == recorded["success"]
     assert score.ticks == recorded["ticks"]
     for name in ("start_distance", "final_distance", "least_distance"):
