@@ -198,15 +198,20 @@ def joint_profile(tmp_path: Path) -> Path:
     return file
 
 
+def _start_with(robot: Any, profile: Path) -> None:
+    """Start gate and upstream anew with another profile, on a robot in its first pose."""
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    robot.trigger("sim_robot/reset")
+    robot.start_gate("-p", f"robot:={profile}")
+    robot.start_upstream(str(profile))
+
+
 @pytest.mark.parametrize("victim", ["gate", "upstream"])
 def test_joint_trajectories_end_at_rest_whoever_is_killed(
     robot: Any, joint_profile: Path, victim: str, measure: Note
 ) -> None:
-    for name in {"gate", "upstream"} & set(robot.processes):
-        robot.kill(name)
-    robot.trigger("sim_robot/reset")
-    robot.start_gate("-p", f"robot:={joint_profile}")
-    robot.start_upstream(str(joint_profile))
+    _start_with(robot, joint_profile)
     robot.statuses.clear()
     target = [robot.positions[name] for name in robot.profile.joints.names]
     target[0] += 1.5
@@ -223,11 +228,7 @@ def test_joint_trajectories_end_at_rest_whoever_is_killed(
 def test_a_driver_that_comes_back_elsewhere_is_not_pulled_to_the_old_position(
     robot: Any, joint_profile: Path
 ) -> None:
-    for name in {"gate", "upstream"} & set(robot.processes):
-        robot.kill(name)
-    robot.trigger("sim_robot/reset")
-    robot.start_gate("-p", f"robot:={joint_profile}")
-    robot.start_upstream(str(joint_profile))
+    _start_with(robot, joint_profile)
     target = [robot.positions[name] for name in robot.profile.joints.names]
     target[0] += 1.0
     robot.tell(values=target)

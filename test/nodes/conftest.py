@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -27,9 +28,29 @@ from wm_node.nodes.common import (
     steady_clock,
 )
 from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.resources import resource
 
 PLANNER, WORLD = "mpc_planner", "world_model"
 JOINTS = ("base_yaw", "shoulder", "elbow", "wrist")
+
+
+@pytest.fixture
+def check_parameter_file() -> Callable[[Any, str], None]:
+    """Compares a node's parameters and their defaults with those of its shipped file."""
+
+    def check(node: Any, file: str) -> None:
+        data = yaml.safe_load(resource(file).read_text(encoding="utf-8"))
+        (given,) = (entry["ros__parameters"] for entry in data.values())
+        own = {
+            name
+            for name in node._parameters
+            if not name.startswith(("use_sim_time", "qos_overrides", "start_type"))
+        }
+        assert own == set(given)
+        for name, value in given.items():
+            assert node.get_parameter(name).value == value
+
+    return check
 
 
 class Robot:

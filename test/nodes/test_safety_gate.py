@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rclpy
-import yaml
 from lifecycle_msgs.msg import State
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -68,18 +67,11 @@ def test_every_shipped_profile_can_be_gated(file: Path) -> None:
 
 @pytest.mark.usefixtures("ros")
 class TestNode:
-    def test_the_parameter_file_holds_exactly_the_parameters_with_their_defaults(self) -> None:
-        data = yaml.safe_load(resource("config/safety_gate.yaml").read_text(encoding="utf-8"))
-        (given,) = (entry["ros__parameters"] for entry in data.values())
+    def test_the_parameter_file_holds_exactly_the_parameters_with_their_defaults(
+        self, check_parameter_file: Callable[[Any, str], None]
+    ) -> None:
         node = SafetyGate()
-        own = {
-            name
-            for name in node._parameters
-            if not name.startswith(("use_sim_time", "qos_overrides", "start_type"))
-        }
-        assert own == set(given)
-        for name, value in given.items():
-            assert node.get_parameter(name).value == value
+        check_parameter_file(node, "config/safety_gate.yaml")
         node.destroy_node()
 
     def test_parameters_cannot_change_under_an_active_gate(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped, PoseStamped, TwistStamped
 from rosgraph_msgs.msg import Clock
@@ -373,12 +372,9 @@ def test_a_profile_of_another_robot_fails_at_configure(
 
 
 @pytest.mark.usefixtures("participant")
-def test_the_parameter_file_holds_exactly_the_parameters_with_their_defaults() -> None:
-    data = yaml.safe_load(resource("config/sim_robot.yaml").read_text(encoding="utf-8"))
-    (given,) = (entry["ros__parameters"] for entry in data.values())
+def test_the_parameter_file_holds_exactly_the_parameters_with_their_defaults(
+    check_parameter_file: Callable[[Any, str], None],
+) -> None:
     node = SimRobot()
-    ours = ("use_sim_time", "qos_overrides", "start_type")
-    assert {name for name in node._parameters if not name.startswith(ours)} == set(given)
-    for name, value in given.items():
-        assert node.get_parameter(name).value == value
+    check_parameter_file(node, "config/sim_robot.yaml")
     node.destroy_node()

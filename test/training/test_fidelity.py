@@ -18,9 +18,9 @@ from wm_node.planning.world_model import Context, Floats, Goal, Outcomes
 from wm_node.profile import load_profile
 from wm_node.resources import resource
 from wm_node.sim.oracle import SimulatorModel
+from wm_node.sim.seeds import STATE_SEED
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.training.fidelity import (
-    STATE_SEED,
     Prompt,
     Settings,
     draw_sequences,

@@ -27,7 +27,7 @@ from wm_node.sim.behaviours import CONTACT_M, Behaviour, Mix, Scripted, make_beh
 from wm_node.sim.behaviours import push_velocity as push
 from wm_node.sim.oracle import EVENTS, LABELS, SimulatorModel
 from wm_node.sim.processes import in_processes
-from wm_node.sim.seeds import evaluation_seeds
+from wm_node.sim.seeds import INVERSE_SEED, STATE_SEED, evaluation_seeds
 from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import TICK_S, Task, task_for_seed
@@ -41,11 +41,6 @@ from wm_node.training.fidelity_figures import (
     figures_of,
 )
 from wm_node.training.policies import MpcPolicy, PlanSettings, committed_commands
-
-# The suite's seeds end below 200 million.
-STATE_SEED = 200_000_000
-INVERSE_SEED = 400_000_000
-"""Seeds of the states that the inverse model is fitted in."""
 
 LAST_TICK = 35
 """States are met up to this tick of an episode."""

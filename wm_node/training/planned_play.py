@@ -51,8 +51,8 @@ class PlannedPlay:
         self._noise = 0.7 * self._noise + 0.71 * kick
         command = self._next + self._noise
         x, y, _, _ = sim.mug_pose()
-        at_rest = hypot(x - self._goal[0], y - self._goal[1]) < NEAR_M
-        if at_rest and not (sim.fell() or sim.in_zone()):
+        arrived = hypot(x - self._goal[0], y - self._goal[1]) < NEAR_M
+        if arrived and not (sim.fell() or sim.in_zone()):
             task = sample_task(sim, rng)
             self._goal = task.goal
             self._policy.aim(task, sim)
