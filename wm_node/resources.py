@@ -13,6 +13,10 @@ from pathlib import Path
 from wm_node.errors import WmError
 
 _PACKAGE = "wm_node"
+BUNDLE = "bundles/tabletop"
+"""The bundle that ships: labels of the simulator shaped its encoder and rollout."""
+LABEL_FREE_BUNDLE = "bundles/tabletop_label_free"
+"""Its sibling: encoder and rollout learnt from video, joints and actions alone."""
 
 
 def _candidates() -> list[Path]:

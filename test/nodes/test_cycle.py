@@ -16,6 +16,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.cycle import CommandSchedule, ControlCycle, Decision, Limits
 from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
 from wm_node.planning.context import NotReady
+from wm_node.planning.hold import HoldLimits
 from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.world_model import Context, Goal, WorldModel
 from wm_node.profile import RobotProfile
@@ -44,7 +45,7 @@ class Cycles:
         self.decided: list[Decision] = []
         config = PlannerConfig(candidates=12, iterations=1)
         self.cycle = ControlCycle(self.foresight, config, latency_s, self.decided.append)
-        self.cycle.limits = Limits(surprise=5.0, reached=1e-6, resume=1e-6)
+        self.cycle.limits = Limits(surprise=5.0, hold=HoldLimits(reached=1e-6, resume=1e-6))
 
     def run(self, stamp_ns: int = NOW, surprise: float = 1.0, context: Any = None) -> Decision:
         size = self.foresight.model.latent_size
@@ -189,7 +190,7 @@ def test_a_tick_that_gives_no_observation_has_a_reason(cycles: Cycles):
 def test_at_the_goal_it_holds_and_leaves_only_when_clearly_off(cycles: Cycles, model: WorldModel):
     latent = np.full(model.latent_size, 0.1, np.float32)
     here = cycles.cycle.objective.goal_values(model.read(latent))
-    cycles.cycle.limits = Limits(reached=0.5, resume=0.8)
+    cycles.cycle.limits = Limits(hold=HoldLimits(reached=0.5, resume=0.8))
     tolerance = cycles.cycle.objective.tolerance
 
     def reason_at(share: float) -> Reason:

@@ -106,8 +106,8 @@ def test_the_shipped_parameters_are_the_defaults():
     config, limits = PlannerConfig(), Limits()
     assert parameters["candidates"] == config.candidates
     assert parameters["iterations"] == config.iterations
-    assert parameters["goal_reached"] == limits.reached
-    assert parameters["goal_resume"] == limits.resume
+    assert parameters["goal_reached"] == limits.hold.reached
+    assert parameters["goal_resume"] == limits.hold.resume
     assert parameters["surprise_limit"] == limits.surprise
     assert parameters["surprise_cycles"] == limits.surprise_cycles
     for field in fields(Weights):

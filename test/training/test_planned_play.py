@@ -66,6 +66,19 @@ def test_a_target_that_is_reached_is_followed_by_another(
     assert aims[0] != aims[1]
 
 
+def test_a_place_that_no_target_can_be_reached_from_ends_nothing(
+    bundle: Bundle, sim: TabletopSim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = PlannedPlay(MpcPolicy(bundle.path, "openvino", "state"))
+    rng = np.random.default_rng(0)
+    sim.reset(7)
+    play.reset(sim, rng)
+    beside_the_zone = (0.2, 0.015)  # every straight path from there is within the zone's margin
+    monkeypatch.setattr(sim, "mug_pose", lambda: (*beside_the_zone, 0.0, 0.0))
+    monkeypatch.setattr("wm_node.training.planned_play.NEAR_M", 10.0)  # it has arrived
+    assert np.isfinite(play.act(sim, rng)).all()
+
+
 def test_bags_say_which_bundle_played(bundle: Bundle, tmp_path: Path) -> None:
     out, figures = tmp_path / "bags", tmp_path / "figures.json"
     words = ["--episodes", "1", "--workers", "1", "--camera-rate", "10", "--image-size", "160x120"]

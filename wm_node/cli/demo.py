@@ -25,7 +25,7 @@ from wm_node.cli.processes import (
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import resource
+from wm_node.resources import BUNDLE, resource
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
     first_seed = evaluation_seeds(args.seed, args.episodes)[0]
     require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
-    bundle = load_bundle(args.bundle or resource("bundles/tabletop"))
+    bundle = load_bundle(args.bundle or resource(BUNDLE))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "

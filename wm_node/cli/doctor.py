@@ -22,7 +22,7 @@ from wm_node.bundle import Bundle, load_bundle
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.resources import resource
+from wm_node.resources import BUNDLE, resource
 
 Level = Literal["ok", "warn", "fail"]
 STYLE: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -417,7 +417,7 @@ def check_bundle(
 
     if path is None:
         try:
-            path = resource("bundles/tabletop")
+            path = resource(BUNDLE)
         except WmError:
             yield Finding(
                 "warn", "bundle", "none ships with this installation", "name one with --bundle"

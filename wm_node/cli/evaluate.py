@@ -14,7 +14,7 @@ from rich.table import Table
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import resource
+from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from wm_node.training.bag_evaluation import add_bag_arguments
 
     parser.epilog = (
-        "Examples: wm evaluate --bundle bundles/tabletop --suite tabletop --goal image; "
+        "Examples: wm evaluate --suite tabletop --goal image; "
         "wm evaluate --suite tabletop --level clutter --planner still,random,scripted; "
         "wm evaluate --bundle B --bags DIR."
     )
@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle",
         type=Path,
         default=None,
-        help="what 'wm train' wrote (default for suite and fidelity: the one that ships)",
+        help="what 'wm train' wrote (default: bundles/tabletop; for the suite's goals by picture "
+        "bundles/tabletop_label_free, whose encoder and rollout never saw a label)",
     )
     parser.add_argument("--backend", default="openvino", help="openvino or torch")
     parser.add_argument("--threads", type=int, default=1, help="of inference, each process")
@@ -98,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
-    args.bundle = args.bundle or resource("bundles/tabletop")
+    by_picture = args.suite and args.goal == "image"
+    args.bundle = args.bundle or resource(LABEL_FREE_BUNDLE if by_picture else BUNDLE)
     if args.fidelity:
         if args.suite:
             raise WmError("give either --suite or --fidelity, not both.")

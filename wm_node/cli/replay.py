@@ -23,14 +23,11 @@ from wm_node.cli.progress import progress_bar
 from wm_node.data.bags import Bag, BagError, find_bags
 from wm_node.data.overlay import with_delays
 from wm_node.data.recorded_topics import RecordedTopics
+from wm_node.data.streams import IMAGE_TRANSPORTS, IMAGE_TYPES
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import Camera, RobotProfile, load_profile
 
-IMAGE_TRANSPORTS = {
-    "sensor_msgs/msg/Image": "raw",
-    "sensor_msgs/msg/CompressedImage": "compressed",
-}
 NS = 1_000_000_000
 
 
@@ -137,7 +134,7 @@ def match_topics(
         name = played(known.find_camera(camera))
         if name is None:
             what = f"the frames of camera '{camera.name}'"
-            raise missing(camera.topic, tuple(IMAGE_TRANSPORTS), what)
+            raise missing(camera.topic, IMAGE_TYPES, what)
         return camera.model_copy(
             update={"topic": name, "transport": IMAGE_TRANSPORTS[recorded[name]]}
         )

@@ -20,7 +20,11 @@ from wm_node.data.series import Series
 from wm_node.errors import WmError
 from wm_node.profile import Camera, Label, RobotProfile
 
-IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+IMAGE_TRANSPORTS = {
+    "sensor_msgs/msg/Image": "raw",
+    "sensor_msgs/msg/CompressedImage": "compressed",
+}
+IMAGE_TYPES = tuple(IMAGE_TRANSPORTS)
 IMAGE_CACHE_BYTES = 48 << 20  # a bag whose images fit is read only once
 CLOCK_TOLERANCE_NS = 500_000_000
 CLOCK_JUMP_NS = 1_000_000_000

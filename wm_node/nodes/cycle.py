@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.foresight import Cycle, Foresight, Observation, Tick, take
 from wm_node.nodes.inference import Samples
 from wm_node.planning.context import NotReady
+from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.world_model import Context, Outcomes
@@ -112,16 +113,12 @@ class Limits:
     Attributes:
         surprise: above this the model is surprised; 1 is usual.
         surprise_cycles: so many surprised cycles in a row are a reason to brake.
-        reached: distance to the goal, in tolerances, within which the robot holds.
-        resume: distance beyond which it moves again.
-        reached_steps: the same for goal pictures without labels, in model steps to go.
+        hold: how near the goal is near enough.
     """
 
     surprise: float = 5.0
     surprise_cycles: int = 3
-    reached: float = 0.5
-    resume: float = 0.8
-    reached_steps: float = 0.5
+    hold: HoldLimits = field(default_factory=HoldLimits)
 
 
 @dataclass
@@ -238,7 +235,17 @@ class ControlCycle:
         if state.goal is None:
             self.planner.reset()
             return self._going_on(observation, context, Reason.NO_GOAL)
-        if self._is_reached(state, observation, context):
+        brake = brake_actions(self.profile, self.rest(context))
+        state.reached = holds(
+            self._foresight.model,
+            self.objective,
+            state.goal,
+            context,
+            brake,
+            self.limits.hold,
+            state.reached,
+        )
+        if state.reached:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
         plan = self._plan(context, state.goal)
@@ -300,21 +307,6 @@ class ControlCycle:
             return np.zeros(len(action.names))
         index = [self.profile.joints.names.index(name) for name in action.names]
         return np.asarray(context.joints[-1][index], dtype=np.float64)
-
-    def _is_reached(self, state: _GoalState, observation: Observation, context: Context) -> bool:
-        """Whether to hold; the goal is left again only when the scene is clearly off it."""
-        model, limits, goal = self._foresight.model, self.limits, state.goal
-        assert goal is not None
-        if goal.state is not None:
-            now = self.objective.goal_values(model.read(observation.latent))
-            away = float(np.linalg.norm(now - goal.state)) / self.objective.tolerance
-            state.reached = away < (limits.resume if state.reached else limits.reached)
-        else:
-            brake = brake_actions(self.profile, self.rest(context))
-            to_go = model.rollout(context, brake[None], goal.latent).time_to_goal[0, 0]
-            share = limits.resume / limits.reached if state.reached else 1.0
-            state.reached = bool(to_go < limits.reached_steps * share)
-        return state.reached
 
     def _judge(self, surprise: float) -> Reason:
         self._surprised = self._surprised + 1 if surprise > self.limits.surprise else 0

@@ -60,6 +60,7 @@ from wm_node.nodes.foresight import Foresight, Tick
 from wm_node.nodes.handover import CallbackWatch, Outbox
 from wm_node.nodes.inference import Samples
 from wm_node.nodes.pointcloud import pack
+from wm_node.planning.hold import HoldLimits
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import PlannerConfig
 from wm_node.profile import RobotProfile
@@ -198,9 +199,9 @@ class MpcPlannerNode(ManagedNode):
         for name, value, text in (
             ("surprise_limit", default.surprise, "surprise that is too much; 1 is usual"),
             ("uncertainty_limit", 10.0, "uncertainty that is too much; 1 is usual"),
-            ("goal_reached", default.reached, "hold within so many tolerances of the goal"),
-            ("goal_resume", default.resume, "move again beyond so many tolerances"),
-            ("goal_reached_steps", default.reached_steps, "hold so few model steps from a picture"),
+            ("goal_reached", default.hold.reached, "hold within so many tolerances of the goal"),
+            ("goal_resume", default.hold.resume, "move again beyond so many tolerances"),
+            ("goal_reached_steps", default.hold.steps, "hold so few model steps from a picture"),
         ):
             self.declare(name, value, text, minimum=1e-3, maximum=1e6)
         for name, least, text in (
@@ -315,9 +316,11 @@ class MpcPlannerNode(ManagedNode):
         self._cycle.limits = Limits(
             surprise=value("surprise_limit"),
             surprise_cycles=value("surprise_cycles"),
-            reached=value("goal_reached"),
-            resume=max(value("goal_resume"), value("goal_reached")),
-            reached_steps=value("goal_reached_steps"),
+            hold=HoldLimits(
+                reached=value("goal_reached"),
+                resume=max(value("goal_resume"), value("goal_reached")),
+                steps=value("goal_reached_steps"),
+            ),
         )
         self._surprises = deque(self._surprises, maxlen=value("surprise_cycles"))
         if any(parameter.name == "goal_state" for parameter in parameters):

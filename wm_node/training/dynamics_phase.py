@@ -21,6 +21,9 @@ from wm_node.training.data import TrainingData, batches
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
+LABEL_OUTLIER = 0.3
+"""Error of a label, in its deviations, from which it counts linearly: falls must not dominate."""
+
 
 class Windows:
     """Windows of context and horizon on cached latents."""
@@ -139,7 +142,9 @@ def head_losses(
     if net.dims.labels:
         known = torch.isfinite(labels)
         wanted = net.normalise("labels", torch.nan_to_num(labels))
-        error = (net.heads.state(latents) - wanted) ** 2
+        error = nn.functional.smooth_l1_loss(
+            net.heads.state(latents).float(), wanted, beta=LABEL_OUTLIER, reduction="none"
+        )
         result["state"] = (error * known).sum() / known.sum().clamp_min(1)
     if events is not None:
         known = torch.isfinite(events)

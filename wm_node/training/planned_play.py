@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wm_node.errors import WmError
 from wm_node.sim.behaviours import PLANNER, Behaviour, MakeBehaviour, make_behaviour
 from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
@@ -53,20 +54,28 @@ class PlannedPlay:
         x, y, _, _ = sim.mug_pose()
         arrived = hypot(x - self._goal[0], y - self._goal[1]) < NEAR_M
         if arrived and not (sim.fell() or sim.in_zone()):
-            task = sample_task(sim, rng)
-            self._goal = task.goal
-            self._policy.aim(task, sim)
+            self._aim_anew(sim, rng)
         stamp = START_NS + round(sim.time_s * NS)
         self._applied.append((stamp, command))
         observation = Observation(stamp, sim.render(), sim.joint_positions(), tuple(self._applied))
         self._next = np.asarray(self._policy.act(observation), dtype=np.float64)
         return command
 
+    def _aim_anew(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        try:
+            task = sample_task(sim, rng)
+        except WmError:  # beside the zone no path is free: stay with the target
+            return
+        self._goal = task.goal
+        self._policy.aim(task, sim)
+
 
 @lru_cache(maxsize=1)
 def _play(bundle: str) -> PlannedPlay:
     """This process's player: engines take long to compile."""
-    return PlannedPlay(MpcPolicy(bundle, "openvino", "state", PlanSettings(latency_s=TICK_S)))
+    # Neither hold nor brake for risk: what follows from going on is what the data are for.
+    settings = PlanSettings(latency_s=TICK_S, deployed=False)
+    return PlannedPlay(MpcPolicy(bundle, "openvino", "state", settings))
 
 
 def _make(bundle: str, name: str) -> Behaviour:

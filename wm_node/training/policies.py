@@ -14,8 +14,9 @@ from wm_node.data.resample import to_ns
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
+from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Weights
-from wm_node.planning.planner import MpcPlanner, PlannerConfig
+from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.sim.oracle import SimulatorModel
@@ -33,11 +34,17 @@ class PlanSettings:
     """Overrides of the profile's weights."""
     latency_s: float = DEFAULT_LATENCY_S
     use_proposal: bool = True
+    deployed: bool = True
+    """Hold at the goal as the node does, and brake where the gate would for predicted risk."""
+    hold: HoldLimits = field(default_factory=HoldLimits)
     seed: int = 0
 
 
 class MpcPolicy:
-    """Plans with a bundle's world model, exactly as the ``/mpc_planner`` node does."""
+    """Plans with a bundle's world model, exactly as the ``/mpc_planner`` node does.
+
+    The part of the gate that a model decides, braking for predicted risk, is played too.
+    """
 
     uses_frames = True
 
@@ -63,6 +70,7 @@ class MpcPolicy:
         self._kind = goal
         self._goal = Goal()
         self._fresh = True
+        self._held = False
         self._commands = 0
 
     def reset(self, task: Task, sim: TabletopSim) -> None:
@@ -75,6 +83,7 @@ class MpcPolicy:
 
     def aim(self, task: Task, sim: TabletopSim) -> None:
         """Take the task's goal, in the midst of an episode too."""
+        self._held = False
         if self._kind == "state":
             self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
         else:
@@ -123,9 +132,22 @@ class MpcPolicy:
         return context
 
     def act(self, observation: Observation) -> NDArray[np.floating]:
-        """Plan and return the first action."""
+        """Plan and return the first action, or the brake."""
         context = self.observe(observation)
         committed = committed_commands(observation, self._profile)
+        brake = brake_actions(self._profile, committed[-1])
+        if self._settings.deployed:
+            self._held = holds(
+                self.model,
+                self._planner.objective,
+                self._goal,
+                context,
+                brake,
+                self._settings.hold,
+                self._held,
+            )
+            if self._held:
+                return brake[0]
         proposal = None
         if self._settings.use_proposal:
             proposal = self.model.propose_for(context, self._goal)
@@ -139,7 +161,13 @@ class MpcPolicy:
             proposal,
         )
         first: NDArray[np.float32] = plan.actions[0]
-        return first
+        return brake[0] if self._settings.deployed and self._is_risky(plan) else first
+
+    def _is_risky(self, plan: Plan) -> bool:
+        """Whether the gate would not let this plan through."""
+        limits, names = self._profile.safety.risk_threshold, self._profile.event_names
+        final = plan.outcomes.risk[0, -1]
+        return any(final[names.index(name)] > limit for name, limit in limits.items())
 
 
 class OraclePolicy:

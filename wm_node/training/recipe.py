@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for manifest and checkpoints."""
         return {**asdict(self), "model": self.model.to_dict()}
-
-    def scaled(self, factor: float) -> Recipe:
-        """Return the recipe with all step counts multiplied, for quick tries."""
-        steps = {
-            item.name: max(1, round(getattr(self, item.name) * factor))
-            for item in fields(self)
-            if item.name.endswith("_steps")
-        }
-        return replace(self, **steps)
 
 
 def load_recipe(path: Path | None) -> Recipe:

@@ -104,6 +104,18 @@ def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
     }
 
 
+def episode_figures(score: EpisodeScore) -> dict[str, Any]:
+    """Return one episode for JSON, so that runs of the same seed can be compared in pairs."""
+    return {
+        "seed": score.seed,
+        "success": score.success,
+        "reason": score.reason,
+        "ticks": score.ticks,
+        "final_distance_cm": round(100 * score.final_distance, 2),
+        "least_distance_cm": round(100 * score.least_distance, 2),
+    }
+
+
 def evaluate_suite(
     planner: str,
     goal: str = "state",
@@ -140,7 +152,9 @@ def evaluate_suite(
         "goal": goal,
         "seed": seed,
         "level": level,
+        "bundle_sha256": load_bundle(bundle).sha256 if bundle and planner == "mpc" else None,
         **summarise(scores),
+        "episode_list": [episode_figures(score) for score in scores],
     }
     if pictures is not None:
         figures["pictures"] = len(write_strips(pictures, level, planner, traced))

@@ -1,0 +1,68 @@
+"""The suite's planner does what the robot would: it holds at its goal and brakes for risk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wm_node.bundle import Bundle
+from wm_node.planning.hold import HoldLimits
+from wm_node.planning.planner import PlannerConfig
+from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.suite import START_NS, Observation
+from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import task_for_seed
+from wm_node.training.policies import MpcPolicy, PlanSettings
+
+QUICK = PlanSettings(config=PlannerConfig(candidates=8, iterations=1))
+FAR, NEAR = HoldLimits(reached=1e-6, resume=1e-6), HoldLimits(reached=1e6, resume=1e6)
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[float], Bundle]:
+    """A random bundle whose gate stops above so much risk."""
+    folder = tmp_path_factory.mktemp("policies")
+    profile = load_profile("tabletop")
+
+    @cache
+    def build(threshold: float) -> Bundle:
+        limits = dict.fromkeys(profile.event_names, threshold)
+        safety = profile.safety.model_copy(update={"risk_threshold": limits})
+        robot = profile.model_copy(update={"safety": safety})
+        return random_bundle_of(robot, folder / f"risk_{threshold}")
+
+    return build
+
+
+@pytest.mark.parametrize("goal", ["state", "image"])
+@pytest.mark.parametrize(
+    ("threshold", "hold", "deployed", "moves"),
+    [
+        (1.0, FAR, True, True),
+        (1.0, NEAR, True, False),  # at the goal
+        (1e-9, FAR, True, False),  # the gate would stop any plan
+        (1e-9, NEAR, False, True),  # play for data knows neither
+    ],
+)
+def test_it_holds_at_the_goal_and_brakes_for_risk(
+    bundle: Callable[[float], Bundle],
+    goal: str,
+    threshold: float,
+    hold: HoldLimits,
+    deployed: bool,
+    moves: bool,
+) -> None:
+    settings = replace(QUICK, hold=hold, deployed=deployed)
+    policy = MpcPolicy(bundle(threshold).path, "openvino", goal, settings)
+    sim = TabletopSim((160, 120))
+    policy.reset(task_for_seed(sim, 3), sim)
+    action = policy.act(Observation(START_NS, sim.render(), sim.joint_positions(), ()))
+    assert bool(np.abs(action).max() > 1e-3) is moves
