@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from wm_node.bundle import load_bundle
 from wm_node.cli.main import main
 from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
+from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.task import EpisodeScore
 from wm_node.training.suite_evaluation import summarise, wilson95
@@ -27,6 +29,8 @@ KEYS = {
     "violations",
     "success_wilson95",
     "plan_ms",
+    "bundle_sha256",
+    "episode_list",
 }
 
 
@@ -45,6 +49,19 @@ def test_still_never_succeeds_and_the_json_has_all_figures(tmp_path: Path) -> No
     assert figures["successes"] == 0
     assert figures["episodes"] == 3
     assert set(figures["plan_ms"]) == {"p50", "p99"}
+    assert [episode["seed"] for episode in figures["episode_list"]] == evaluation_seeds(0, 3)
+    assert not any(episode["success"] for episode in figures["episode_list"])
+
+
+@pytest.mark.parametrize(("goal", "shipped"), [("state", BUNDLE), ("image", LABEL_FREE_BUNDLE)])
+def test_without_a_bundle_the_one_that_ships_for_such_goals_plays(
+    goal: str, shipped: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.json"
+    words = ["--goal", goal, "--episodes", "1", "--workers", "1", "--candidates", "4"]
+    assert evaluate(*words, "--iterations", "1", "--json", str(file)) == 0
+    played = json.loads(file.read_text())["bundle_sha256"]
+    assert played == load_bundle(resource(shipped)).sha256
 
 
 def test_scripted_succeeds(tmp_path: Path) -> None:

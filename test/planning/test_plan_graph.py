@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from wm_node.profile import RobotProfile, load_profile
 
 PROFILE = load_profile("tabletop")
 LATENT = 32  # of the small random model
+COMPILED = Weights(uncertainty=0.0)  # graphs of whole searches know no doubt
 STEPS = PROFILE.model.context_steps
 
 
@@ -69,8 +71,8 @@ def _plan(model: object, case: int, weights: Weights, goal: Goal) -> Plan:
 @pytest.mark.parametrize("case", range(6))
 def test_both_searches_choose_the_same_plan(model: WorldModel, case: int) -> None:
     goal = Goal(state=np.array([0.3, -0.2], np.float32))
-    one = _plan(model, case, Weights(), goal)
-    many = _plan(ByRollouts(model), case, Weights(), goal)
+    one = _plan(model, case, COMPILED, goal)
+    many = _plan(ByRollouts(model), case, COMPILED, goal)
     assert one.source == many.source
     np.testing.assert_allclose(one.actions, many.actions, atol=1e-4)
     np.testing.assert_allclose(one.applied, many.applied, atol=1e-4)
@@ -83,7 +85,9 @@ def test_both_searches_choose_the_same_plan(model: WorldModel, case: int) -> Non
 
 
 def test_without_a_goal_nothing_pulls(model: WorldModel) -> None:
-    one, many = (_plan(m, 0, Weights(risk=0.0), Goal()) for m in (model, ByRollouts(model)))
+    one, many = (
+        _plan(m, 0, replace(COMPILED, risk=0.0), Goal()) for m in (model, ByRollouts(model))
+    )
     np.testing.assert_allclose(one.actions, many.actions, atol=1e-4)
     assert one.terms["goal"] == one.terms["push"] == one.terms["risk"] == 0.0
 
@@ -108,7 +112,8 @@ def test_another_share_of_elites_is_searched_by_rollouts(
     monkeypatch.setattr(model, "run_search", refused)
     planner = MpcPlanner(PROFILE, PlannerConfig(elite_share=0.5))
     goal = Goal(state=np.zeros(2, np.float32))
-    plan = planner.plan(model, _context(np.random.default_rng(0)), goal, np.zeros((1, 2)), 0.1)
+    context = _context(np.random.default_rng(0))
+    plan = planner.plan(model, context, goal, np.zeros((1, 2)), 0.1, COMPILED)
     assert np.isfinite(plan.cost)
 
 
@@ -119,4 +124,6 @@ def test_predictions_that_are_not_finite_are_refused(model: WorldModel) -> None:
     goal = Goal(state=np.zeros(2, np.float32))
     for searched in (model, ByRollouts(model)):
         with pytest.raises(WmError, match="not finite"):
-            planner.plan(searched, broken, goal, np.zeros((1, 2)), 0.1)  # type: ignore[arg-type]
+            planner.plan(  # type: ignore[arg-type]
+                searched, broken, goal, np.zeros((1, 2)), 0.1, COMPILED
+            )

@@ -1,0 +1,41 @@
+"""What the bundles that ship promise about themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wm_node.bundle import load_bundle
+from wm_node.profile import load_profile
+from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
+
+SHIPPED = sorted(path.parent for path in resource("bundles").glob("*/manifest.yaml"))
+
+
+def lineage(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The recipes of every round of training that a bundle comes from, the last one first."""
+    training = load_bundle(path).manifest["training"]
+    while training is not None:
+        yield training["recipe"]
+        training = (training.get("start_from") or {}).get("training")
+
+
+def test_both_ship() -> None:
+    assert {path.name for path in SHIPPED} == {Path(BUNDLE).name, Path(LABEL_FREE_BUNDLE).name}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_it_is_small_and_of_the_profile_that_ships(path: Path) -> None:
+    assert sum(file.stat().st_size for file in path.iterdir()) < 15e6
+    assert load_bundle(path).profile == load_profile("tabletop")
+
+
+def test_no_round_of_the_label_free_one_saw_a_label() -> None:
+    rounds = list(lineage(resource(LABEL_FREE_BUNDLE)))
+    assert len(rounds) == 2
+    assert all(recipe["label_weight"] == recipe["label_gradient"] == 0.0 for recipe in rounds)
+    # A check that cannot fail would be none: the other one did see them.
+    assert all(recipe["label_weight"] > 0.0 for recipe in lineage(resource(BUNDLE)))
