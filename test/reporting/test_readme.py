@@ -63,6 +63,14 @@ def test_figures_are_replaced_and_the_rest_is_kept(files: list[str], tmp_path: P
     assert (tmp_path / "README.md").read_text() == page
 
 
+def test_a_suite_that_another_bundle_played_says_so(files: list[str], tmp_path: Path) -> None:
+    other = {**SUITE, "planner": "mpc", "goal": "image", "bundle_sha256": "cd" * 32}
+    (tmp_path / "still.json").write_text(json.dumps(other))
+    assert main(files) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "--planner mpc --goal image --episodes 200 --seed 9` (bundle `cdcdcdcdcdcdcdcd`)" in page
+
+
 def test_a_readme_without_markers_is_refused(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

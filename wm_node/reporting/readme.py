@@ -71,10 +71,14 @@ def figures_text(summary: dict[str, Any], suites: Sequence[dict[str, Any]]) -> s
         _row(f"`wm demo --episodes {summary['episodes']} --seed {summary['seed']}`", summary),
     ]
     for suite in suites:
+        goal = f"--goal {suite['goal']} " if suite["goal"] else ""
         command = (
             f"`wm evaluate --suite tabletop --planner {suite['planner']} "
-            f"--episodes {suite['episodes']} --seed {suite['seed']}`"
+            f"{goal}--episodes {suite['episodes']} --seed {suite['seed']}`"
         )
+        played = suite.get("bundle_sha256")
+        if played and played != summary["bundle_sha256"]:
+            command += f" (bundle `{played[:16]}`)"
         rows.append(_row(command, suite))
     misses, cycles = summary["deadline_misses"], summary["cycles"]
     frame = summary["frame_to_command_ms"]
