@@ -147,7 +147,7 @@ class MpcPolicy:
                 self._held,
             )
             if self._held:
-                return brake[0]
+                return self._first(brake)
         proposal = None
         if self._settings.use_proposal:
             proposal = self.model.propose_for(context, self._goal)
@@ -160,8 +160,14 @@ class MpcPolicy:
             self._weights,
             proposal,
         )
-        first: NDArray[np.float32] = plan.actions[0]
-        return brake[0] if self._settings.deployed and self._is_risky(plan) else first
+        return self._first(
+            brake if self._settings.deployed and self._is_risky(plan) else plan.actions
+        )
+
+    @staticmethod
+    def _first(actions: Floats) -> Floats:
+        first: Floats = actions[0]
+        return first
 
     def _is_risky(self, plan: Plan) -> bool:
         """Whether the gate would not let this plan through."""
