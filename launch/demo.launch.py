@@ -19,7 +19,7 @@ def generate_launch_description() -> LaunchDescription:
     """Start the simulator first: the other nodes check their topics when they are activated."""
     return LaunchDescription(
         [
-            *arguments(robot="tabletop", bundle=shipped_bundle("tabletop")),
+            *arguments(robot="tabletop", bundle=shipped_bundle()),
             *in_namespace(
                 [
                     node_process("sim_robot", configs=["config/sim_robot.yaml"], needed=True),

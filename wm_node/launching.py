@@ -27,7 +27,7 @@ from launch_ros.actions import Node, PushRosNamespace
 from launch_ros.parameter_descriptions import ParameterValue
 
 from wm_node.errors import WmError
-from wm_node.resources import resource
+from wm_node.resources import BUNDLE, resource
 
 _XML = "FASTRTPS_DEFAULT_PROFILES_FILE"
 
@@ -67,10 +67,10 @@ def arguments(robot: str | None = None, bundle: str | None = None) -> list[Actio
     ]
 
 
-def shipped_bundle(name: str) -> str:
-    """Return the path of a bundle that ships, empty where this installation has none."""
+def shipped_bundle() -> str:
+    """Return the path of the bundle that ships, empty where this installation has none."""
     try:
-        return str(resource(f"bundles/{name}"))
+        return str(resource(BUNDLE))
     except WmError:
         return ""
 

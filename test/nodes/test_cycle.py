@@ -17,7 +17,7 @@ from wm_node.nodes.cycle import CommandSchedule, ControlCycle, Decision, Limits
 from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
 from wm_node.planning.context import NotReady
 from wm_node.planning.hold import HoldLimits
-from wm_node.planning.planner import PlannerConfig
+from wm_node.planning.planner import PlannerConfig, rest_action
 from wm_node.planning.world_model import Context, Goal, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.reasons import Reason
@@ -271,7 +271,7 @@ def test_an_arm_in_joint_positions_plans_from_where_it_is(
         np.tile(here, (steps, 1)),
         np.tile(here, (steps, 2, 1)),
     )
-    assert cycles.cycle.rest(context) == pytest.approx(here)
+    assert rest_action(cycles.cycle.profile, context) == pytest.approx(here)
     cycles.cycle.set_goal(Goal(latent=np.ones(cycles.foresight.model.latent_size, np.float32)))
     decision = cycles.run(context=context)
     assert decision.reason in (Reason.OK, Reason.GOAL_REACHED)

@@ -22,7 +22,7 @@ from wm_node.nodes.inference import Samples
 from wm_node.planning.context import NotReady
 from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Objective, Weights
-from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
+from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
 from wm_node.planning.world_model import Context, Outcomes
 from wm_node.safety.reasons import Reason
 
@@ -235,16 +235,8 @@ class ControlCycle:
         if state.goal is None:
             self.planner.reset()
             return self._going_on(observation, context, Reason.NO_GOAL)
-        brake = brake_actions(self.profile, self.rest(context))
-        state.reached = holds(
-            self._foresight.model,
-            self.objective,
-            state.goal,
-            context,
-            brake,
-            self.limits.hold,
-            state.reached,
-        )
+        model, near = self._foresight.model, self.limits.hold
+        state.reached = holds(model, self.objective, state.goal, context, near, state.reached)
         if state.reached:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
@@ -278,7 +270,7 @@ class ControlCycle:
                 context.stamp_ns + self.latency_ns,
                 self._committed_count,
                 self._tick_ns,
-                self.rest(context),
+                rest_action(self.profile, context),
             ),
             self.latency_s,
             self.weights,
@@ -299,14 +291,6 @@ class ControlCycle:
             surprise=observation.surprise,
             goal=goal,
         )
-
-    def rest(self, context: Context) -> Doubles:
-        """Return the action (A,) of a robot that is left alone: zero, or its present position."""
-        action = self.profile.action
-        if action.kind != "joint_position":
-            return np.zeros(len(action.names))
-        index = [self.profile.joints.names.index(name) for name in action.names]
-        return np.asarray(context.joints[-1][index], dtype=np.float64)
 
     def _judge(self, surprise: float) -> Reason:
         self._surprised = self._surprised + 1 if surprise > self.limits.surprise else 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wm_node.planning.objective import Goal, Objective
+from wm_node.planning.planner import brake_actions, rest_action
 from wm_node.planning.world_model import Context, Floats, WorldModel
 
 
@@ -31,7 +31,6 @@ def holds(
     objective: Objective,
     goal: Goal,
     context: Context,
-    brake: NDArray[np.floating],
     limits: HoldLimits,
     held: bool,
 ) -> bool:
@@ -42,7 +41,6 @@ def holds(
         objective: picks the goal's values out of the labels.
         goal: where the scene should be.
         context: ends at the present.
-        brake: (T, A) candidate of a robot that stays where it is.
         limits: how near is near enough.
         held: whether it held in the cycle before.
     """
@@ -50,6 +48,8 @@ def holds(
         now: Floats = objective.goal_values(model.read(context.latents[-1]))
         away = float(np.linalg.norm(now - goal.state)) / objective.tolerance
         return away < (limits.resume if held else limits.reached)
+    profile = model.profile
+    brake = brake_actions(profile, rest_action(profile, context))
     to_go = model.rollout(context, brake[None], goal.latent).time_to_goal[0, 0]
     share = limits.resume / limits.reached if held else 1.0
     return bool(to_go < limits.steps * share)

@@ -136,6 +136,15 @@ def brake_actions(profile: RobotProfile, present: NDArray[np.floating]) -> Float
     return np.zeros((ticks, size), dtype=np.float32)
 
 
+def rest_action(profile: RobotProfile, context: Context) -> NDArray[np.float64]:
+    """Return the action (A,) of a robot that is left alone: zero, or its present position."""
+    action = profile.action
+    if action.kind != "joint_position":
+        return np.zeros(len(action.names))
+    index = [profile.joints.names.index(name) for name in action.names]
+    return np.asarray(context.joints[-1][index], dtype=np.float64)
+
+
 class MpcPlanner:
     """Plans for one robot. Keeps the last plan, which seeds the next search."""
 

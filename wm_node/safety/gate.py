@@ -199,6 +199,14 @@ class _Trail:
         return f"{self._names[worst]} at {positions[worst]:.3f}, commanded {rows[-1][worst]:.3f}"
 
 
+def event_over_threshold(risk: Mapping[str, float], thresholds: Mapping[str, float]) -> str | None:
+    """Return the first event whose risk stops the robot; one without a known risk does not."""
+    for event, threshold in thresholds.items():
+        if risk.get(event, math.nan) > threshold:
+            return event
+    return None
+
+
 class Gate:
     """Decides, every period, what the robot is sent.
 
@@ -574,10 +582,10 @@ class Gate:
             return _Fault(Reason.UNVERIFIED, lack)
         if verdict is None:
             return _Fault()
-        for event, threshold in safety.risk_threshold.items():
-            risk = verdict.risk.get(event, math.nan)
-            if risk > threshold:
-                return _Fault(Reason.RISK, f"{event} {risk:.3f} over {threshold:g}")
+        event = event_over_threshold(verdict.risk, safety.risk_threshold)
+        if event is not None:
+            over = f"{event} {verdict.risk[event]:.3f} over {safety.risk_threshold[event]:g}"
+            return _Fault(Reason.RISK, over)
         if verdict.uncertainty > 1:
             return _Fault(Reason.UNCERTAINTY, f"{verdict.uncertainty:.3f} of its limit")
         if verdict.surprise > 1:

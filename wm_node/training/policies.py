@@ -19,6 +19,7 @@ from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
+from wm_node.safety.gate import event_over_threshold
 from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import TabletopSim
@@ -133,47 +134,38 @@ class MpcPolicy:
 
     def act(self, observation: Observation) -> NDArray[np.floating]:
         """Plan and return the first action, or the brake."""
+        first: Floats = self._actions(observation)[0]
+        return first
+
+    def _actions(self, observation: Observation) -> Floats:
+        """Actions (T, A) to follow: those of the plan, or the brake where the robot would brake."""
         context = self.observe(observation)
         committed = committed_commands(observation, self._profile)
-        brake = brake_actions(self._profile, committed[-1])
-        if self._settings.deployed:
-            self._held = holds(
-                self.model,
-                self._planner.objective,
-                self._goal,
-                context,
-                brake,
-                self._settings.hold,
-                self._held,
-            )
+        settings, goal = self._settings, self._goal
+        if settings.deployed:
+            objective, held = self._planner.objective, self._held
+            self._held = holds(self.model, objective, goal, context, settings.hold, held)
             if self._held:
-                return self._first(brake)
-        proposal = None
-        if self._settings.use_proposal:
-            proposal = self.model.propose_for(context, self._goal)
+                return brake_actions(self._profile, committed[-1])
         plan = self._planner.plan(
             self.model,
             context,
-            self._goal,
+            goal,
             committed,
-            self._settings.latency_s,
+            settings.latency_s,
             self._weights,
-            proposal,
+            self.model.propose_for(context, goal) if settings.use_proposal else None,
         )
-        return self._first(
-            brake if self._settings.deployed and self._is_risky(plan) else plan.actions
-        )
-
-    @staticmethod
-    def _first(actions: Floats) -> Floats:
-        first: Floats = actions[0]
-        return first
+        if settings.deployed and self._is_risky(plan):
+            return brake_actions(self._profile, committed[-1])
+        return plan.actions
 
     def _is_risky(self, plan: Plan) -> bool:
         """Whether the gate would not let this plan through."""
-        limits, names = self._profile.safety.risk_threshold, self._profile.event_names
-        final = plan.outcomes.risk[0, -1]
-        return any(final[names.index(name)] > limit for name, limit in limits.items())
+        risk = dict(
+            zip(self._profile.event_names, map(float, plan.outcomes.risk[0, -1]), strict=True)
+        )
+        return event_over_threshold(risk, self._profile.safety.risk_threshold) is not None
 
 
 class OraclePolicy:
