@@ -16,10 +16,11 @@ def profile() -> RobotProfile:
     return load_profile("tabletop")
 
 
-@pytest.fixture(scope="module")
-def net(profile: RobotProfile) -> WorldModelNet:
+@pytest.fixture(scope="module", params=[0, 2], ids=["transformer", "recurrent"])
+def net(profile: RobotProfile, request: pytest.FixtureRequest) -> WorldModelNet:
     torch.manual_seed(0)
-    net = WorldModelNet(Dims.of(profile), ModelConfig()).eval()
+    config = ModelConfig(transition_blocks=request.param)
+    net = WorldModelNet(Dims.of(profile), config).eval()
     # The output layers start at zero; give them weights, so that everything can be seen.
     torch.nn.init.normal_(net.dynamics.latent_out.weight, std=0.1)
     return net

@@ -18,9 +18,12 @@ class ModelConfig:
     encoder_channels: tuple[int, int, int] = (64, 96, 160)
     encoder_hidden: int = 512
     width: int = 192
-    """Width of the dynamics transformer."""
+    """Width of the dynamics: of the transformer, or of the recurrent transition."""
     layers: int = 3
     heads: int = 4
+    transition_blocks: int = 0
+    """Blocks of the recurrent transition that predicts instead of the transformer; 0: none does."""
+    transition_hidden: int = 512
     head_hidden: int = 256
     value_hidden: int = 256
     ensemble: int = 4
@@ -50,8 +53,10 @@ class ModelConfig:
         values: dict[str, Any] = {}
         for key, value in data.items():
             numbers = value if isinstance(value, list) else [value]
+            least = 0 if key == "transition_blocks" else 1
             if not numbers or not all(
-                isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 8192 for n in numbers
+                isinstance(n, int) and not isinstance(n, bool) and least <= n <= 8192
+                for n in numbers
             ):
                 raise WmError(f"the model configuration's '{key}' is out of range.")
             values[key] = tuple(value) if isinstance(value, list) else value

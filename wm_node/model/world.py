@@ -14,6 +14,7 @@ from wm_node.model.encoder import FrameEncoder
 from wm_node.model.heads import Heads
 from wm_node.model.joint_baseline import JointBaseline
 from wm_node.model.joint_labels import JointLabels
+from wm_node.model.recurrent_dynamics import RecurrentDynamics
 
 # Buffers of the data's statistics: name -> attribute of Dims that gives their length.
 STATISTICS = {"joints": "joints", "actions": "action", "labels": "labels"}
@@ -26,7 +27,8 @@ class WorldModelNet(nn.Module):
         super().__init__()
         self.dims, self.config = dims, config
         self.encoder = FrameEncoder(dims, config)
-        self.dynamics = Dynamics(dims, config)
+        recurrent = config.transition_blocks > 0
+        self.dynamics = (RecurrentDynamics if recurrent else Dynamics)(dims, config)
         self.heads = Heads(dims, config)
         self.decoder = FrameDecoder(dims, config)
         self.joint_baseline = JointBaseline(dims)

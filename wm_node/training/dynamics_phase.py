@@ -195,7 +195,8 @@ def dynamics_phase(
             "disagreement": _disagreement_loss(net, hidden.detach(), wanted),
         }
         for name in imagined:
-            result[name] = imagined[name] + 0.5 * observed[name]
+            weight = recipe.rollout_label_weight if name == "state" else 1.0
+            result[name] = weight * (imagined[name] + 0.5 * observed[name])
         return result
 
     return Phase(

@@ -49,6 +49,8 @@ class Recipe:
     """Deviation of the noise on the context's latents."""
     hard_share: float = 0.5
     """Share of windows drawn in proportion to their prediction error after phase 1."""
+    rollout_label_weight: float = 1.0
+    """Weight of reading the labels from predicted and observed latents."""
     label_gradient: float = 0.0
     """Share of the label heads' gradient that reaches the dynamics; 0: labels train heads only."""
     # Phase 3: value and proposal on the same latents.

@@ -15,7 +15,7 @@ from torch import Tensor
 from wm_node.bundle import Bundle
 from wm_node.data.dataset import Dataset
 from wm_node.errors import WmError
-from wm_node.model.config import Dims
+from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.export import export_bundle
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
@@ -99,7 +99,7 @@ class _Run:
                 f"the bundle {bundle.path} is of a robot with other sizes than this dataset; "
                 "train without --start-from."
             )
-        if bundle.manifest.get("model") != self.recipe.model.to_dict():
+        if ModelConfig.from_dict(bundle.manifest.get("model")) != self.recipe.model:
             raise WmError(
                 f"the bundle {bundle.path} has another model size than the recipe; give the "
                 "recipe the sizes in its manifest."
