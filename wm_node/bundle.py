@@ -36,8 +36,10 @@ MAX_FILE_BYTES = 4_000_000_000
 
 NOT_FINITE = 1e30
 """Cost that a graph of a whole search gives candidates whose predictions are not finite."""
-SEARCH_TERMS = ("goal", "push", "risk", "smoothness")
+SEARCH_TERMS = ("goal", "push", "risk", "smoothness", "uncertainty")
 """Order of its weights and of the terms of its cost."""
+FIRST_SEARCH_TERMS = SEARCH_TERMS[:4]
+"""Those of graphs whose manifest entry names none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class SearchSize:
     """Candidates of the first iteration that the caller gives."""
     elites: int
     """Candidates that the next iteration is fitted to."""
+    terms: tuple[str, ...] = SEARCH_TERMS
+    """Of its cost."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,8 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
 
 
 def _search_size(entry: Any) -> SearchSize:
-    sizes = {name: int(entry[name]) for name in SearchSize.__dataclass_fields__}
-    size = SearchSize(**sizes)
+    sizes = {name: int(entry[name]) for name in ("candidates", "iterations", "seeds", "elites")}
+    size = SearchSize(**sizes, terms=tuple(map(str, entry.get("terms", FIRST_SEARCH_TERMS))))
     if not (
         4 <= size.candidates <= 65536
         and 1 <= size.iterations <= 100

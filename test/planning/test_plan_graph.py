@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import SEARCH_TERMS, Bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Weights
@@ -19,7 +19,7 @@ from wm_node.profile import RobotProfile, load_profile
 
 PROFILE = load_profile("tabletop")
 LATENT = 32  # of the small random model
-COMPILED = Weights(uncertainty=0.0)  # graphs of whole searches know no doubt
+COMPILED = Weights()  # all that are not 0 by default are terms of the graph
 STEPS = PROFILE.model.context_steps
 
 
@@ -35,6 +35,7 @@ def bundle(
 def model(bundle: Bundle, request: pytest.FixtureRequest) -> WorldModel:
     model = WorldModel(bundle, load_engine(bundle, request.param))
     model.prepare((32,), (32, 3))
+    model._uncertainty_scale = 0.75  # candidates of the random model lie on both sides of it
     return model
 
 
@@ -43,6 +44,10 @@ class ByRollouts:
 
     def __init__(self, model: WorldModel) -> None:
         self.rollout = model.rollout
+
+
+def _refused(*args: object, **more: object) -> None:
+    raise AssertionError("the compiled search cannot do this")
 
 
 def _context(random: np.random.Generator) -> Context:
@@ -92,10 +97,29 @@ def test_without_a_goal_nothing_pulls(model: WorldModel) -> None:
     assert one.terms["goal"] == one.terms["push"] == one.terms["risk"] == 0.0
 
 
-def test_weights_beyond_the_compiled_search_are_searched_by_rollouts(model: WorldModel) -> None:
+def test_a_learned_distance_is_searched_by_rollouts(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "run_search", _refused)
+    goal = Goal(latent=np.zeros(LATENT, np.float32))
+    plan = _plan(model, 1, Weights(value=1.0), goal)
+    assert np.isfinite(plan.terms["value"])
+
+
+def test_a_graph_without_a_term_of_the_cost_is_not_used(bundle: Bundle, model: WorldModel) -> None:
+    spec = bundle.graphs["plan_fast"]
+    assert spec.search is not None
+    assert spec.search.terms == SEARCH_TERMS
+    older = replace(spec, search=replace(spec.search, terms=SEARCH_TERMS[:-1]))
+    former = WorldModel(replace(bundle, graphs={"plan_fast": older}), model.engine)
+    assert former.compiled_search(32, 3) is None
+
+
+def test_doubt_chooses_another_plan(model: WorldModel) -> None:
     goal = Goal(state=np.array([0.3, -0.2], np.float32))
-    plan = _plan(model, 1, Weights(uncertainty=1.0), goal)
-    assert plan.terms["uncertainty"] >= 0.0
+    bold, wary = (_plan(model, 2, Weights(uncertainty=u), goal) for u in (0.0, 50.0))
+    assert bold.terms["uncertainty"] == 0.0
+    assert wary.outcomes.uncertainty.mean() < bold.outcomes.uncertainty.mean()
 
 
 def test_other_sizes_are_searched_by_rollouts(model: WorldModel) -> None:
@@ -106,10 +130,7 @@ def test_other_sizes_are_searched_by_rollouts(model: WorldModel) -> None:
 def test_another_share_of_elites_is_searched_by_rollouts(
     model: WorldModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*args: object, **more: object) -> None:
-        raise AssertionError("the compiled search has another number of elites")
-
-    monkeypatch.setattr(model, "run_search", refused)
+    monkeypatch.setattr(model, "run_search", _refused)
     planner = MpcPlanner(PROFILE, PlannerConfig(elite_share=0.5))
     goal = Goal(state=np.zeros(2, np.float32))
     context = _context(np.random.default_rng(0))

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ingest": ("wm_node.cli.ingest", "bags + robot profile -> dataset"),
     "train": ("wm_node.cli.train", "dataset -> bundle"),
     "evaluate": ("wm_node.cli.evaluate", "score a bundle on a task suite or on recorded bags"),
+    "export": ("wm_node.cli.export", "a bundle's graphs again, as this version plans"),
     "compile": ("wm_node.cli.compile", "bundle -> engines for an NVIDIA GPU"),
     "calibrate": ("wm_node.cli.calibrate", "estimate command delays from bags"),
     "replay": ("wm_node.cli.replay", "play a bag through the nodes in shadow mode"),

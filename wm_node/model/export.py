@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wm_node.bundle import GOLDEN, WEIGHTS, Bundle, SearchSize, write_bundle
+from wm_node.bundle import GOLDEN, SEARCH_TERMS, WEIGHTS, Bundle, SearchSize, write_bundle
 from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.load import load_network
 from wm_node.model.plan_graph import Columns, plan_search
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import RobotProfile
@@ -149,9 +151,10 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
                 **{key: value for key, value in prompt.items() if key != "actions"},
                 "goal_latent": latent,
                 "goal_state": normal(1, max(len(columns.goal), 1)),
-                "weights": torch.ones(4),
+                "weights": torch.ones(len(SEARCH_TERMS)),
                 "scales": torch.ones(2),
                 "events": torch.ones(max(dims.events, 1)),
+                "usual_uncertainty": torch.ones(1),
                 "seeds": net.actions_mean + effort * normal(search.seeds, ticks, size),
                 "mean": net.actions_mean.expand(knots, size).contiguous(),
                 "noise": normal(search.iterations, search.candidates, knots, size),
@@ -268,7 +271,7 @@ def export_graph(net: WorldModelNet, name: str, graph: Graph, folder: Path) -> d
         "outputs": list(outputs),
     }
     if graph.search is not None:
-        entry["search"] = asdict(graph.search)
+        entry["search"] = {**asdict(graph.search), "terms": list(graph.search.terms)}
     return entry | ({"full_precision": True} if graph.full_precision else {})
 
 
@@ -346,6 +349,35 @@ def _export_bundle(
             **extra,
         }
         return write_bundle(path, folder, manifest)
+
+
+def export_again(bundle: Bundle, path: Path) -> Bundle:
+    """Write a bundle's graphs anew from its weights, as this version plans.
+
+    Weights, profile, training record, calibration and further files stay as they are; the new
+    manifest names the bundle that they come from.
+
+    Raises:
+        WmError: the path exists or cannot be written, or the weights do not fit the manifest.
+    """
+    written = {WEIGHTS, GOLDEN, *(spec.file for spec in bundle.graphs.values())}
+    kept = ("data", "training", "metrics", "calibration")
+    return export_bundle(
+        load_network(bundle),
+        bundle.profile,
+        path,
+        {key: bundle.manifest[key] for key in kept if key in bundle.manifest}
+        | {"exported_from": bundle.sha256},
+        {
+            name: partial(_copy_file, bundle.file(name))
+            for name in bundle.manifest["files"]
+            if name not in written
+        },
+    )
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def untrained_bundle(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wm_node.bundle import NOT_FINITE, SearchSize
+from wm_node.bundle import NOT_FINITE, SEARCH_TERMS, SearchSize
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import RobotProfile
 
@@ -52,6 +52,7 @@ def plan_search(
     weights: Tensor,
     scales: Tensor,
     events: Tensor,
+    usual_uncertainty: Tensor,
     seeds: Tensor,
     mean: Tensor,
     noise: Tensor,
@@ -70,9 +71,10 @@ def plan_search(
         latents: (1, C, latent); joints: (1, C, J); past_actions: (1, C, ticks, A): the context.
         goal_latent: (1, latent), read for ``time_to_goal`` of the winner alone.
         goal_state: (1, G).
-        weights: (4,) in the order of ``SEARCH_TERMS``; 0 where there is no such goal.
+        weights: (5,) in the order of ``SEARCH_TERMS``; 0 where there is no such goal.
         scales: (2,) tolerance and standoff, in the labels' units.
         events: (E,) 1 for events whose risk is available.
+        usual_uncertainty: (1,) disagreement that counts as 1.
         seeds: (M, T, A) actions of the given candidates.
         mean: (K, A) knots that the search starts from.
         noise: (I, N, K, A) of unit variance.
@@ -82,7 +84,7 @@ def plan_search(
             ``shift @ actions + before``, which holds delay and commands under way.
 
     Returns:
-        ``actions`` (1, T, A), ``applied`` (1, T, A), ``cost`` (1,), ``terms`` (1, 4) weighted as
+        ``actions`` (1, T, A), ``applied`` (1, T, A), ``cost`` (1,), ``terms`` (1, 5) weighted as
         above, ``source`` (1,) index of the seed that won or -1 for a sample, ``first_costs`` (N,)
         of the first iteration's candidates, and the outcomes of the winner as ``rollout`` gives.
     """
@@ -92,7 +94,7 @@ def plan_search(
     extra = seeds
     best = torch.zeros_like(seeds[:1])
     best_cost = torch.full((1,), 2.0 * NOT_FINITE, device=seeds.device)
-    best_terms = torch.zeros(1, 4, device=seeds.device)
+    best_terms = torch.zeros(1, len(SEARCH_TERMS), device=seeds.device)
     source = torch.full((1,), -1, dtype=torch.int64, device=seeds.device)
     first_costs = best_cost
     for iteration in range(size.iterations):
@@ -100,7 +102,8 @@ def plan_search(
         drawn = basis @ (mean + noise[iteration, : size.candidates - given] * deviation)
         actions = torch.cat([extra, torch.minimum(torch.maximum(drawn, lower), upper)])
         applied = shift @ actions + before
-        outcome = net.search_of(memory, present, joints, past_actions, applied)
+        outcome = net.search_of(memory, present, joints, past_actions, applied, doubt=True)
+        outcome["uncertainty"] = outcome["uncertainty"] / usual_uncertainty
         cost, terms = _costs(outcome, applied, columns, goal_state, weights, scales, events, limits)
         if iteration == 0:
             first_costs = cost
@@ -144,7 +147,7 @@ def _costs(
     events: Tensor,
     limits: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Costs (N,) and weighted terms (N, 4); see :class:`wm_node.planning.objective.Objective`."""
+    """Costs (N,) and weighted terms (N, 5); see :class:`wm_node.planning.objective.Objective`."""
     zero = torch.zeros_like(applied[:, 0, 0])
     tolerance, standoff = scales[0], scales[1]
     aim, push, risk = zero, zero, zero
@@ -163,7 +166,8 @@ def _costs(
         risk = weights[2] * (outcome["risk"][:, -1] * events).amax(-1)
     change = (applied[:, 1:] - applied[:, :-1]) / (limits[1] - limits[0])
     smoothness = weights[3] * (change**2).sum(-1).mean(-1)
-    terms = torch.stack([aim, push, risk, smoothness], dim=-1)
+    doubt = weights[4] * (outcome["uncertainty"] - 1.0).clamp_min(0.0).mean(-1)
+    terms = torch.stack([aim, push, risk, smoothness, doubt], dim=-1)
     cost = terms.sum(-1)
     # A comparison with NaN is false, so these catch NaN and infinity alike.
     latents = outcome["future_latents"].abs().sum((1, 2))

@@ -173,11 +173,10 @@ class WorldModelNet(nn.Module):
     ) -> dict[str, Tensor]:
         """As :meth:`outcome`, out of a remembered context with newest latent (1, latent)."""
         future, hidden, future_joints = self._roll(memory, present, joints, past_actions, actions)
-        spread = self.heads.disagreement.spread(hidden.flatten(0, 1)).view(hidden.shape[:2])
         return {
             "future_latents": future,
             "future_joints": future_joints,
-            "uncertainty": spread,
+            "uncertainty": self._spread(hidden),
             "time_to_goal": self.heads.value(future, goal_latent.unsqueeze(1).expand_as(future)),
             **self._labelled(future, future_joints),
         }
@@ -200,10 +199,20 @@ class WorldModelNet(nn.Module):
         joints: Tensor,
         past_actions: Tensor,
         actions: Tensor,
+        doubt: bool = False,
     ) -> dict[str, Tensor]:
-        """As :meth:`search`, out of a remembered context with newest latent (1, latent)."""
-        future, _, future_joints = self._roll(memory, present, joints, past_actions, actions)
-        return {"future_latents": future, **self._labelled(future, future_joints)}
+        """As :meth:`search`, out of a remembered context with newest latent (1, latent).
+
+        ``doubt`` adds ``uncertainty``, as of :meth:`outcome`.
+        """
+        future, hidden, future_joints = self._roll(memory, present, joints, past_actions, actions)
+        outcome = {"future_latents": future, **self._labelled(future, future_joints)}
+        return outcome | ({"uncertainty": self._spread(hidden)} if doubt else {})
+
+    def _spread(self, hidden: Tensor) -> Tensor:
+        """(N, H, W) hidden states -> (N, H) disagreement of the ensemble."""
+        spread: Tensor = self.heads.disagreement.spread(hidden.flatten(0, 1))
+        return spread.view(hidden.shape[:2])
 
     def _roll(
         self,

@@ -235,9 +235,10 @@ class MpcPlanner:
             self.knots(seeds[sources.index("shifted") if "shifted" in sources else 0]),
             *delay_matrices(committed, delay_s, rates.tick_s, rates.horizon_ticks),
         )
-        lean = weights.uncertainty == 0.0 and (weights.value == 0.0 or goal.latent is None)
+        timeless = weights.value == 0.0 or goal.latent is None
+        lean = timeless and weights.uncertainty == 0.0
         compiled = None
-        if lean and isinstance(model, SearchModel):
+        if timeless and isinstance(model, SearchModel):
             compiled = model.compiled_search(self.config.candidates, self.config.iterations)
         # A graph has its number of elites built in: another share is searched by rollouts.
         if compiled is not None and compiled.size.elites == self.config.elites:
@@ -339,6 +340,7 @@ class MpcPlanner:
                         weights.push if has_goal else 0.0,
                         weights.risk,
                         weights.smoothness,
+                        weights.uncertainty,
                     ]
                 ),
                 "scales": np.array([self.objective.tolerance, self.objective.standoff]),

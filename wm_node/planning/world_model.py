@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.bundle import Bundle, SearchSize
+from wm_node.bundle import SEARCH_TERMS, Bundle, SearchSize
 from wm_node.engine.load import check_golden
 from wm_node.engine.protocol import Engine
 from wm_node.errors import WmError
@@ -232,7 +232,9 @@ class WorldModel:
         """Return the bundle's graph that searches with these sizes in one call, if there is one."""
         for name, spec in self.bundle.graphs.items():
             size = spec.search
-            if size and (size.candidates, size.iterations) == (candidates, iterations):
+            fits = size and (size.candidates, size.iterations) == (candidates, iterations)
+            # A graph of an earlier version may lack a term of the cost.
+            if size and fits and size.terms == SEARCH_TERMS:
                 return CompiledSearch(name, size)
         return None
 
@@ -249,7 +251,8 @@ class WorldModel:
             search: of :meth:`compiled_search`.
             context: the prompt.
             goal_latent: (latent,) of a goal picture.
-            inputs: the others of :func:`wm_node.model.plan_graph.plan_search`, but for ``events``.
+            inputs: the others of :func:`wm_node.model.plan_graph.plan_search`, but for ``events``
+                and ``usual_uncertainty``.
 
         Returns:
             The graph's outputs, and the outcomes of the winner.
@@ -265,6 +268,7 @@ class WorldModel:
                 "events": self._events_trained.astype(np.float32)
                 if self._events_trained.size
                 else np.zeros(1, np.float32),
+                "usual_uncertainty": np.array([self._uncertainty_scale], np.float32),
                 **{name: np.asarray(value, np.float32) for name, value in inputs.items()},
             },
         )
