@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("wm_node.cli.evaluate", "score a bundle on a task suite or on recorded bags"),
     "export": ("wm_node.cli.export", "a bundle's graphs again, as this version plans"),
     "compile": ("wm_node.cli.compile", "bundle -> engines for an NVIDIA GPU"),
+    "benchmark": ("wm_node.cli.benchmark", "how long plans take here, beside the machine's floor"),
     "calibrate": ("wm_node.cli.calibrate", "estimate command delays from bags"),
     "replay": ("wm_node.cli.replay", "play a bag through the nodes in shadow mode"),
     "recover": ("wm_node.cli.recover", "repair a bag whose recorder was killed"),

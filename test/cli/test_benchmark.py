@@ -1,0 +1,41 @@
+"""``wm benchmark`` times whole plans beside their floor, and writes what it printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wm_node.bundle import Bundle
+from wm_node.cli.main import main
+from wm_node.profile import RobotProfile, load_profile
+
+
+def test_it_times_encoding_and_plans(
+    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = random_bundle_of(load_profile("tabletop"), tmp_path / "small")
+    file = tmp_path / "figures.json"
+    words = ["benchmark", "--bundle", str(bundle.path), "--preset", "fast", "--plans", "4"]
+    assert main([*words, "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["bundle_sha256"] == bundle.sha256
+    assert figures["encode"]["calls"] == 4
+    plan = figures["plans"]["fast"]
+    assert plan["one_call"]
+    assert (plan["candidates"], plan["iterations"]) == (32, 3)
+    assert 0 < plan["floor_ms"] < plan["p50_ms"] <= plan["p99_ms"]
+    assert figures["resident_bytes"] > 1e7
+    assert "plan fast, 32 x 3, one call" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "value"), [("--plans", "0"), ("--threads", "0")])
+def test_senseless_sizes_are_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", option, value]) == 1
+    assert f"{option} must lie within 1" in capsys.readouterr().err

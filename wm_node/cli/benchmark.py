@@ -1,0 +1,103 @@
+"""``wm benchmark``: how long plans take here, and how that stands to the machine's floor."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from wm_node.cli.progress import progress_bar
+from wm_node.errors import WmError
+from wm_node.json_file import write_json
+from wm_node.resources import BUNDLE, resource
+
+PRESETS = {"fast": (32, 3), "normal": (128, 3), "thorough": (512, 4)}
+"""Candidates and iterations of the searches that bundles hold as one graph each."""
+
+EPILOG = """
+The floor of a call is the longer of two times: its matrix products and convolutions at the rate of
+one large fp32 product, and its weights at the rate of one large copy. Both are measured in the same
+run, with the same threads. Time on an idle machine; what else runs shows in p99.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--bundle", type=Path, default=resource(BUNDLE), help="what plans")
+    parser.add_argument("--backend", default="openvino", help="as 'wm evaluate --backend'")
+    parser.add_argument("--threads", type=int, default=1, help="of inference")
+    parser.add_argument(
+        "--preset",
+        action="append",
+        choices=list(PRESETS),
+        help="size of the search; may be repeated (default: fast and normal)",
+    )
+    parser.add_argument("--plans", type=int, default=500, help="timed calls of each")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time the bundle and print a table."""
+    from wm_node.bundle import load_bundle
+    from wm_node.planning.planner import PlannerConfig
+    from wm_node.planning.timing import WARM_UP, time_bundle
+
+    if not 1 <= args.plans <= 1_000_000:
+        raise WmError("--plans must lie within 1 and 1000000.")
+    if not 1 <= args.threads <= 1024:
+        raise WmError("--threads must lie within 1 and 1024.")
+    bundle = load_bundle(args.bundle)
+    presets = {
+        name: PlannerConfig(candidates=PRESETS[name][0], iterations=PRESETS[name][1])
+        for name in args.preset or ("fast", "normal")
+    }
+    total, done = (1 + len(presets)) * (1 + WARM_UP + args.plans), 0
+    columns = (TextColumn("timing"), BarColumn(), TimeRemainingColumn())
+    with progress_bar(Console(stderr=True), columns, total) as update:
+
+        def advance(calls: int) -> None:
+            nonlocal done
+            done += calls
+            update(completed=done)
+
+        figures = time_bundle(bundle, args.backend, args.threads, presets, args.plans, advance)
+    figures |= {
+        "bundle": str(bundle.path),
+        "bundle_sha256": bundle.sha256,
+        "machine": platform.processor() or platform.machine(),
+    }
+    Console(width=110).print(_table(figures))
+    if args.json is not None:
+        write_json(args.json, figures)
+    return 0
+
+
+def _table(figures: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"{figures['backend']}, {figures['threads']} thread(s); "
+        f"{figures['gemm_flop_s'] / 1e9:.0f} GFLOP/s, {figures['copy_bytes_s'] / 1e9:.1f} GB/s"
+    )
+    for name in ("", "MFLOP", "floor ms", "p50 ms", "p99 ms", "first ms", "p50 / floor"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = {"encode": figures["encode"]}
+    for name, plan in figures["plans"].items():
+        how = "one call" if plan["one_call"] else "by rollouts"
+        rows[f"plan {name}, {plan['candidates']} x {plan['iterations']}, {how}"] = plan
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['flop'] / 1e6:.0f}",
+            f"{row['floor_ms']:.2f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['first_ms']:.1f}",
+            f"{row['over_floor']:.1f}",
+        )
+    return table

@@ -1,0 +1,102 @@
+"""What a graph must cost at least on this machine: operations over rate, bytes over bandwidth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+
+from wm_node.bundle import Bundle
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+GEMM_SIDE = 1536
+"""Of the square matrices whose product measures the rate: far more work than any overhead."""
+COPY_BYTES = 1 << 28
+"""Far beyond the last cache."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of a graph has to do."""
+
+    flop: int
+    """Of its matrix products and convolutions, two a multiply-add."""
+    weight_bytes: int
+    """Read at least once, as they lie in memory while it runs."""
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """Measured in the run that they judge."""
+
+    gemm_flop_s: float
+    """Of a large fp32 matrix product with the same runtime and threads."""
+    copy_bytes_s: float
+    """Read and written by a large copy in one thread."""
+
+    def floor_s(self, work: Work) -> float:
+        """Return the least time for the work: whichever of the two takes longer."""
+        return max(work.flop / self.gemm_flop_s, work.weight_bytes / self.copy_bytes_s)
+
+
+def graph_work(bundle: Bundle, graph: str, shapes: Shapes) -> Work:
+    """Count what a graph of a bundle does for inputs of these shapes.
+
+    Args:
+        bundle: with the graph.
+        graph: its name.
+        shapes: of all its inputs.
+    """
+    model = ov.Core().read_model(bundle.file(bundle.graphs[graph].file))
+    model.reshape({name: list(shape) for name, shape in shapes.items()})
+    flop, weights = 0, 0
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Constant":
+            # Half-precision weights are widened once, when the graph is compiled.
+            weights += 4 * int(np.prod(node.output(0).get_shape()))
+        elif kind == "MatMul":
+            left = list(node.input(0).get_shape())
+            inner = left[-2] if node.get_attributes()["transpose_a"] else left[-1]
+            flop += 2 * int(np.prod(node.output(0).get_shape())) * inner
+        elif kind == "Convolution":
+            kernel = list(node.input(1).get_shape())  # out, in, height, width
+            flop += 2 * int(np.prod(node.output(0).get_shape())) * int(np.prod(kernel[1:]))
+    return Work(flop, weights)
+
+
+def measure_rates(threads: int) -> MachineRates:
+    """Measure the rates of this machine with OpenVINO in fp32; takes about a second."""
+    side = GEMM_SIDE
+    left, right = (ops.parameter([side, side], np.float32, name=name) for name in ("a", "b"))
+    model = ov.Model([ops.matmul(left, right, False, False)], [left, right])
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
+    random = np.random.default_rng(0)
+    inputs = [random.random((side, side), np.float32) for _ in range(2)]
+    product = _fastest(lambda: request.infer(inputs, share_inputs=True), 8)
+    source = np.ones(COPY_BYTES // 4, np.float32)
+    target = np.empty_like(source)
+    copy = _fastest(lambda: np.copyto(target, source), 4)
+    return MachineRates(2 * side**3 / product, 2 * COPY_BYTES / copy)
+
+
+def _fastest(call: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of several calls, after one to warm up."""
+    call()
+    best = np.inf
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return float(best)

@@ -1,0 +1,161 @@
+"""How long plans take on this machine, and how that stands to the least they could take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import psutil
+
+from wm_node.bundle import Bundle
+from wm_node.engine.load import load_engine, read_golden
+from wm_node.engine.roofline import MachineRates, Work, graph_work, measure_rates
+from wm_node.planning.objective import Goal, Weights
+from wm_node.planning.planner import MpcPlanner, PlannerConfig
+from wm_node.planning.world_model import Context, WorldModel
+
+WARM_UP = 5
+"""Calls before those that are timed."""
+TICK_NS = 100_000_000
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one kind of call, in ms, and its floor."""
+
+    calls: int
+    first_ms: float
+    """Of the very first call after the graphs were prepared."""
+    p50_ms: float
+    p99_ms: float
+    flop: int
+    weight_bytes: int
+    floor_ms: float
+    over_floor: float
+    """p50 over floor."""
+
+
+def time_bundle(
+    bundle: Bundle,
+    backend: str,
+    threads: int,
+    presets: Mapping[str, PlannerConfig],
+    plans: int,
+    advance: Advance = lambda done: None,
+) -> dict[str, Any]:
+    """Time encoding and whole plans of a bundle.
+
+    Args:
+        bundle: what plans.
+        backend: of the engine, see :func:`wm_node.engine.load.load_engine`.
+        threads: of inference, and of the product that the floor is measured with.
+        presets: sizes of the searches by name.
+        plans: timed calls of each.
+        advance: told how many calls are done.
+
+    Returns:
+        ``backend``, ``threads``, ``gemm_flop_s``, ``copy_bytes_s``, ``encode`` and ``plans`` by
+        preset, as :class:`Timing` has them, and ``resident_bytes`` of the process at the end.
+    """
+    rates = measure_rates(threads)
+    model = WorldModel(bundle, load_engine(bundle, backend, threads))
+    golden = read_golden(bundle)
+    frames = _frames(bundle)
+    result: dict[str, Any] = {
+        "backend": model.engine.name,
+        "threads": threads,
+        **asdict(rates),
+        "plans": {},
+    }
+    encode = _time(lambda call: model.encode(frames), plans, advance)
+    shapes = {name: array.shape for name, array in golden["encode"]["in"].items()}
+    result["encode"] = asdict(_timing(encode, rates, graph_work(bundle, "encode", shapes)))
+    for name, config in presets.items():
+        model.prepare((config.candidates,), (config.candidates, config.iterations))
+        times = _time(_planning(model, config), plans, advance)
+        timing = _timing(times, rates, plan_work(model, config))
+        compiled = model.compiled_search(config.candidates, config.iterations) is not None
+        result["plans"][name] = {
+            "candidates": config.candidates,
+            "iterations": config.iterations,
+            "one_call": compiled,
+            **asdict(timing),
+        }
+    result["resident_bytes"] = psutil.Process().memory_info().rss
+    return result
+
+
+def plan_work(model: WorldModel, config: PlannerConfig) -> Work:
+    """Count what one plan does: its proposal, its search, and the winner's outcomes."""
+    bundle, golden = model.bundle, read_golden(model.bundle)
+
+    def work(graph: str, candidates: int | None = None) -> Work:
+        shapes = {name: array.shape for name, array in golden[graph]["in"].items()}
+        if candidates is not None:
+            shapes["actions"] = (candidates, *shapes["actions"][1:])
+        return graph_work(bundle, graph, shapes)
+
+    parts = [work("propose")]
+    compiled = model.compiled_search(config.candidates, config.iterations)
+    if compiled is not None:
+        parts.append(work(compiled.graph))
+    else:
+        parts += [work("rollout", config.candidates)] * config.iterations + [work("rollout", 1)]
+    return Work(sum(part.flop for part in parts), sum(part.weight_bytes for part in parts))
+
+
+def _planning(model: WorldModel, config: PlannerConfig) -> Callable[[int], object]:
+    """Return a call that plans as the node does, each time a tick later."""
+    planner = MpcPlanner(model.profile, config)
+    prompt = read_golden(model.bundle)["rollout"]["in"]
+    context = Context(0, prompt["latents"][0], prompt["joints"][0], prompt["past_actions"][0])
+    size = planner.objective.goal_size
+    goal = Goal(state=np.zeros(size, np.float32)) if planner.objective.has_goal else Goal()
+    # What the profile weighs, but for the learned distance: that is for goal pictures.
+    weights = replace(Weights.of(model.profile), value=0.0)
+    committed = context.actions[-1]
+
+    def plan(call: int) -> object:
+        now = replace(context, stamp_ns=call * TICK_NS)
+        proposal = model.propose_for(now, goal)
+        return planner.plan(model, now, goal, committed, 0.1, weights, proposal)
+
+    return plan
+
+
+def _frames(bundle: Bundle) -> dict[str, np.ndarray]:
+    stacked = read_golden(bundle)["encode"]["in"]["frames"][0]
+    cameras = bundle.profile.cameras
+    return {camera.name: frame for camera, frame in zip(cameras, stacked, strict=True)}
+
+
+def _time(call: Callable[[int], object], times: int, advance: Advance) -> list[float]:
+    """Milliseconds of each call: the first ever, then ``times`` after a few to warm up."""
+    taken = []
+    for number in range(1 + WARM_UP + times):
+        began = time.perf_counter()
+        call(number)
+        taken.append(1e3 * (time.perf_counter() - began))
+        advance(1)
+    return [taken[0], *taken[1 + WARM_UP :]]
+
+
+def _timing(times: list[float], rates: MachineRates, work: Work) -> Timing:
+    first, later = times[0], np.asarray(times[1:])
+    floor = 1e3 * rates.floor_s(work)
+    p50, p99 = np.percentile(later, (50, 99))
+    return Timing(
+        calls=len(later),
+        first_ms=round(first, 3),
+        p50_ms=round(float(p50), 3),
+        p99_ms=round(float(p99), 3),
+        flop=work.flop,
+        weight_bytes=work.weight_bytes,
+        floor_ms=round(floor, 4),
+        over_floor=round(float(p50) / floor, 2),
+    )
