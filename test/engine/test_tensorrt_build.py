@@ -102,7 +102,7 @@ def test_a_robot_without_labels_under_position_control(
     net = WorldModelNet(Dims.of(profile), ModelConfig()).eval()
     halve_matrices(net)
     save_weights(net, tmp_path / "weights.safetensors")
-    entry = export_graph(net, "rollout", graphs_of(net, profile)["rollout"], tmp_path)
+    entry = export_graph(net, "rollout", graphs_of(net, profile, {})["rollout"], tmp_path)
     spec = GraphSpec(entry["file"], tuple(entry["inputs"]), tuple(entry["outputs"]), True)
     humanoid = replace(bundle, path=tmp_path, graphs={"rollout": spec})
     assert build_engine(trt, humanoid, "rollout", replace(SM86, precision="fp16"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import platform
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -16,6 +17,9 @@ from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import BUNDLE, resource
+
+if TYPE_CHECKING:
+    from wm_node.bundle import Bundle
 
 PRESETS = {"fast": (32, 3), "normal": (128, 3), "thorough": (512, 4)}
 """Candidates and iterations of the searches that bundles hold as one graph each."""
@@ -40,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of the search; may be repeated (default: fast and normal)",
     )
     parser.add_argument("--plans", type=int, default=500, help="timed calls of each")
+    parser.add_argument(
+        "--growth",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="also time other sizes (candidates, horizon, image, robots) and draw them there",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
@@ -68,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
             update(completed=done)
 
         figures = time_bundle(bundle, args.backend, args.threads, presets, args.plans, advance)
+    if args.growth is not None:
+        figures["growth"] = _growth(args, bundle)
     figures |= {
         "bundle": str(bundle.path),
         "bundle_sha256": bundle.sha256,
@@ -77,6 +90,39 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(args.json, figures)
     return 0
+
+
+def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
+    from wm_node.model.config import ModelConfig
+    from wm_node.model.export import untrained_bundle
+    from wm_node.planning.timing import SIZES, time_growth
+    from wm_node.reporting.benchmark import draw_growth
+
+    config = ModelConfig.from_dict(bundle.manifest.get("model"))
+    columns = (TextColumn("growing"), BarColumn(), TimeRemainingColumn())
+    done = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress_bar(Console(stderr=True), columns, SIZES) as update,
+    ):
+
+        def advance(sizes: int) -> None:
+            nonlocal done
+            done += sizes
+            update(completed=done)
+
+        growth: dict[str, Any] = dict(
+            time_growth(
+                bundle,
+                args.backend,
+                args.threads,
+                lambda profile, path: untrained_bundle(profile, path, config=config, searches={}),
+                Path(folder),
+                advance,
+            )
+        )
+    growth["picture"] = str(draw_growth(args.growth, growth))
+    return growth
 
 
 def _table(figures: Mapping[str, Any]) -> Table:

@@ -21,7 +21,8 @@ class TorchEngine:
         self.precision = "f32"
         self.name = f"torch-{self.precision}"
         self._bundle = bundle
-        graphs = graphs_of(load_network(bundle), bundle.profile)
+        searches = {n: spec.search for n, spec in bundle.graphs.items() if spec.search is not None}
+        graphs = graphs_of(load_network(bundle), bundle.profile, searches)
         self._functions = {name: graph.function for name, graph in graphs.items()}
 
     def prepare(self, graph: str, inputs: Arrays) -> None:

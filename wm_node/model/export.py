@@ -67,8 +67,13 @@ class _Call(nn.Module):
         return tuple(self._function(*inputs).values())
 
 
-def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
-    """Return the graphs of a network with random but valid example inputs."""
+def graphs_of(
+    net: WorldModelNet, profile: RobotProfile, searches: Mapping[str, SearchSize]
+) -> dict[str, Graph]:
+    """Return the graphs of a network with random but valid example inputs.
+
+    ``searches`` are those that become one graph each.
+    """
     dims, config = net.dims, net.config
     random = torch.Generator().manual_seed(0)
 
@@ -143,7 +148,7 @@ def graphs_of(net: WorldModelNet, profile: RobotProfile) -> dict[str, Graph]:
         )
     knots, size = profile.basis.knots, dims.action
     columns = Columns.of(profile)
-    for name, search in PRESETS.items():
+    for name, search in searches.items():
         scale = net.actions_std * torch.tensor([[-1.0], [1.0], [0.5], [0.1]])
         graphs[name] = Graph(
             partial(plan_search, net, columns, search),
@@ -294,6 +299,7 @@ def export_bundle(
     path: Path,
     extra: dict[str, Any],
     attachments: Mapping[str, Callable[[Path], None]] | None = None,
+    searches: Mapping[str, SearchSize] = PRESETS,
 ) -> Bundle:
     """Write a network as a bundle.
 
@@ -303,12 +309,13 @@ def export_bundle(
         path: the new bundle.
         extra: further manifest entries: ``data``, ``training``, ``metrics``, ``calibration``.
         attachments: further files: name -> what writes it to a path.
+        searches: whole searches that become one graph each.
 
     Raises:
         WmError: the path exists or cannot be written.
     """
     try:
-        return _export_bundle(net, profile, path, extra, attachments or {})
+        return _export_bundle(net, profile, path, extra, attachments or {}, searches)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WmError(
@@ -323,10 +330,11 @@ def _export_bundle(
     path: Path,
     extra: dict[str, Any],
     attachments: Mapping[str, Callable[[Path], None]],
+    searches: Mapping[str, SearchSize],
 ) -> Bundle:
     net = net.cpu().float().eval()
     halve_matrices(net)
-    graphs = graphs_of(net, profile)
+    graphs = graphs_of(net, profile, searches)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as temporary:
         folder = Path(temporary)
@@ -386,8 +394,9 @@ def untrained_bundle(
     seed: int = 0,
     config: ModelConfig | None = None,
     spread: float = 0.0,
+    searches: Mapping[str, SearchSize] = PRESETS,
 ) -> Bundle:
-    """Write a bundle with random weights: for tests of everything around the model.
+    """Write a bundle with random weights: to test and to time everything around the model.
 
     Its predictions mean nothing; the manifest says so under ``training``.
 
@@ -398,6 +407,7 @@ def untrained_bundle(
         config: sizes of the model; None: those of the table-top model.
         spread: standard deviation of noise on every parameter. Layers that start at zero leave a
             new model's outcomes nearly the same whatever the action; with 0.2 they differ.
+        searches: see :func:`export_bundle`.
 
     Raises:
         WmError: the path exists or cannot be written.
@@ -408,4 +418,5 @@ def untrained_bundle(
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(spread * torch.randn_like(parameter))
-    return export_bundle(net, profile, path, {"training": {"untrained": True, "seed": seed}})
+    extra = {"training": {"untrained": True, "seed": seed}}
+    return export_bundle(net, profile, path, extra, searches=searches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wm_node.engine.roofline import MachineRates, Work, graph_work, measure_rate
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, PlannerConfig
 from wm_node.planning.world_model import Context, WorldModel
+from wm_node.profile import RobotProfile
 
 WARM_UP = 5
 """Calls before those that are timed."""
@@ -109,11 +111,85 @@ def plan_work(model: WorldModel, config: PlannerConfig) -> Work:
     return Work(sum(part.flop for part in parts), sum(part.weight_bytes for part in parts))
 
 
+CANDIDATES = (16, 64, 256, 1024, 4096)
+HORIZONS = (4, 8, 16, 32)
+IMAGE_SIDES = (32, 64, 96, 128)
+ROBOTS = (1, 2, 4, 8)
+SIZES = sum(map(len, (CANDIDATES, HORIZONS, IMAGE_SIDES, ROBOTS)))
+GROWTH_CALLS = 30
+GROWTH_CANDIDATES = 32
+
+
+def time_growth(
+    bundle: Bundle,
+    backend: str,
+    threads: int,
+    variant: Callable[[RobotProfile, Path], Bundle],
+    folder: Path,
+    advance: Advance = lambda done: None,
+) -> dict[str, list[dict[str, float]]]:
+    """Time how rollouts, encoding and plans grow with their sizes.
+
+    Args:
+        bundle: what plans.
+        backend, threads: as :func:`time_bundle`.
+        variant: writes a bundle of the same network with random weights for another profile; time
+            does not depend on what a model has learnt.
+        folder: for those bundles.
+        advance: told how many of the ``SIZES`` are done.
+
+    Returns:
+        Points ``{"size", "ms"}`` (p50) by axis: ``candidates`` of one rollout, ``horizon_steps`` of
+        a rollout of 32, ``image_side`` of one frame's encoding, and ``robots`` whose plans (32 x 3)
+        one process makes in turn.
+    """
+    growth: dict[str, list[dict[str, float]]] = {}
+
+    def note(axis: str, size: int, call: Callable[[int], object]) -> None:
+        times = _time(call, GROWTH_CALLS, lambda done: None)[1:]
+        point = {"size": float(size), "ms": round(float(np.median(times)), 3)}
+        growth.setdefault(axis, []).append(point)
+        advance(1)
+
+    def rollout(model: WorldModel, candidates: int) -> Callable[[int], object]:
+        context = _context(model)
+        shape = (candidates, model.profile.model.horizon_ticks, len(model.profile.action.names))
+        actions = np.zeros(shape, np.float32)
+        return lambda call: model.rollout(context, actions, lean=True)
+
+    model = WorldModel(bundle, load_engine(bundle, backend, threads))
+    for size in CANDIDATES:
+        note("candidates", size, rollout(model, size))
+    config = PlannerConfig(candidates=32, iterations=3)
+    model.prepare((config.candidates,), (config.candidates, config.iterations))
+    for size in ROBOTS:
+        served = [_planning(model, config) for _ in range(size)]
+        note("robots", size, lambda call, served=served: [plan(call) for plan in served])  # type: ignore[misc]
+    profile = bundle.profile
+    for size in HORIZONS:
+        rates = profile.model.model_copy(update={"horizon_steps": size})
+        other = variant(profile.model_copy(update={"model": rates}), folder / f"horizon_{size}")
+        longer = WorldModel(other, load_engine(other, backend, threads))
+        note("horizon_steps", size, rollout(longer, GROWTH_CANDIDATES))
+    for size in IMAGE_SIDES:
+        sides = {"model_width": size, "model_height": size}
+        cameras = tuple(camera.model_copy(update=sides) for camera in profile.cameras)
+        other = variant(profile.model_copy(update={"cameras": cameras}), folder / f"image_{size}")
+        larger, frames = WorldModel(other, load_engine(other, backend, threads)), _frames(other)
+        note("image_side", size, lambda call, m=larger, f=frames: m.encode(f))  # type: ignore[misc]
+    return growth
+
+
+def _context(model: WorldModel) -> Context:
+    """Return the prompt of the golden arrays: of the right sizes and inside the data's range."""
+    prompt = read_golden(model.bundle)["rollout"]["in"]
+    return Context(0, prompt["latents"][0], prompt["joints"][0], prompt["past_actions"][0])
+
+
 def _planning(model: WorldModel, config: PlannerConfig) -> Callable[[int], object]:
     """Return a call that plans as the node does, each time a tick later."""
     planner = MpcPlanner(model.profile, config)
-    prompt = read_golden(model.bundle)["rollout"]["in"]
-    context = Context(0, prompt["latents"][0], prompt["joints"][0], prompt["past_actions"][0])
+    context = _context(model)
     size = planner.objective.goal_size
     goal = Goal(state=np.zeros(size, np.float32)) if planner.objective.has_goal else Goal()
     # What the profile weighs, but for the learned distance: that is for goal pictures.

@@ -1,0 +1,47 @@
+"""The picture of ``wm benchmark --growth``: how times grow with sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from wm_node.errors import WmError
+from wm_node.reporting.figures import BLUE, STYLE
+
+AXES = {
+    "candidates": "one rollout, by candidates",
+    "horizon_steps": "rollout of 32, by model steps",
+    "image_side": "encoding, by pixels a side",
+    "robots": "plans of 32 x 3 in turn, by robots",
+}
+FILE = "growth.png"
+
+
+def draw_growth(folder: Path, growth: Mapping[str, Sequence[Mapping[str, float]]]) -> Path:
+    """Write ``growth.png`` of what :func:`wm_node.planning.timing.time_growth` returns.
+
+    Raises:
+        WmError: the folder cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12.0, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (name, title) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
+            sizes = [point["size"] for point in growth[name]]
+            axes.loglog(sizes, [point["ms"] for point in growth[name]], "o-", color=BLUE, ms=4)
+            axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axes.minorticks_off()
+            axes.set_title(title)
+            axes.set_ylabel("ms")
+        path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130, metadata={"Software": None})
+        except OSError as error:
+            raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
+    return path
