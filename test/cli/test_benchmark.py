@@ -29,10 +29,10 @@ def test_it_times_encoding_and_plans(
     assert figures["encode"]["calls"] == 4
     plan = figures["plans"]["fast"]
     assert plan["one_call"]
-    assert (plan["candidates"], plan["iterations"]) == (32, 3)
+    assert (plan["candidates"], plan["iterations"]) == (64, 3)
     assert 0 < plan["floor_ms"] < plan["p50_ms"] <= plan["p99_ms"]
     assert figures["resident_bytes"] > 1e7
-    assert "plan fast, 32 x 3, one call" in capsys.readouterr().out
+    assert "plan fast, 64 x 3, one call" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("option", "value"), [("--plans", "0"), ("--threads", "0")])

@@ -174,12 +174,12 @@ def test_the_classic_edition_keys_by_device_and_cuda(bundle: Bundle) -> None:
     key = engine_key(classic, bundle, "search", BuildSettings(precision="fp16"), orin)
     assert (key.device, key.target, key.cuda) == ("Orin", "sm_87", "12.6")
     assert key.tensorrt == "tensorrt 10.3.0.30"
-    assert key.axes == {"candidates": [1, 32, 32]}
+    assert key.axes == {"candidates": [1, 64, 64]}
     encoded = engine_key(classic, bundle, "encode", BuildSettings(precision="fp16"), orin)
     assert encoded.precision == "fp16"
     drawn = engine_key(classic, bundle, "decode", BuildSettings(precision="fp16"), orin)
     assert (drawn.precision, drawn.axes) == ("fp32", {"count": [1, 8, 8]})
-    larger = BuildSettings(precision="fp16", candidates=64)
+    larger = BuildSettings(precision="fp16", candidates=128)
     assert engine_key(classic, bundle, "decode", larger, orin) == drawn
     assert engine_key(classic, bundle, "search", larger, orin) != key
 

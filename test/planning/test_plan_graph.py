@@ -34,7 +34,7 @@ def bundle(
 @pytest.fixture(scope="module", params=["torch", "openvino"])
 def model(bundle: Bundle, request: pytest.FixtureRequest) -> WorldModel:
     model = WorldModel(bundle, load_engine(bundle, request.param))
-    model.prepare((32,), (32, 3))
+    model.prepare((64,), (64, 3))
     model._uncertainty_scale = 0.75  # candidates of the random model lie on both sides of it
     return model
 
@@ -112,7 +112,7 @@ def test_a_graph_without_a_term_of_the_cost_is_not_used(bundle: Bundle, model: W
     assert spec.search.terms == SEARCH_TERMS
     older = replace(spec, search=replace(spec.search, terms=SEARCH_TERMS[:-1]))
     former = WorldModel(replace(bundle, graphs={"plan_fast": older}), model.engine)
-    assert former.compiled_search(32, 3) is None
+    assert former.compiled_search(64, 3) is None
 
 
 def test_doubt_chooses_another_plan(model: WorldModel) -> None:
@@ -123,8 +123,8 @@ def test_doubt_chooses_another_plan(model: WorldModel) -> None:
 
 
 def test_other_sizes_are_searched_by_rollouts(model: WorldModel) -> None:
-    assert model.compiled_search(32, 3) is not None
-    assert model.compiled_search(33, 3) is None
+    assert model.compiled_search(64, 3) is not None
+    assert model.compiled_search(65, 3) is None
 
 
 def test_another_share_of_elites_is_searched_by_rollouts(

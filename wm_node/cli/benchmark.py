@@ -21,7 +21,7 @@ from wm_node.resources import BUNDLE, resource
 if TYPE_CHECKING:
     from wm_node.bundle import Bundle
 
-PRESETS = {"fast": (32, 3), "normal": (128, 3), "thorough": (512, 4)}
+PRESETS = {"fast": (64, 3), "normal": (128, 3), "thorough": (512, 4)}
 """Candidates and iterations of the searches that bundles hold as one graph each."""
 
 EPILOG = """

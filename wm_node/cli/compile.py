@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-gb", type=float, default=4.0, help="beyond it, engines not used for longest go"
     )
     parser.add_argument(
-        "--candidates", type=int, default=32, help="as the planner's parameter of that name"
+        "--candidates", type=int, default=64, help="as the planner's parameter of that name"
     )
     parser.add_argument(
         "--workspace-mb", type=int, default=1024, help="most scratch memory on the GPU, a graph"

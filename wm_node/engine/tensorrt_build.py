@@ -44,7 +44,7 @@ class BuildSettings:
     """``current``: the GPU of this machine; or a compute capability such as ``sm_86``."""
     precision: str = "fp32"
     """``fp32`` or ``fp16``; graphs that the bundle marks stay fp32."""
-    candidates: int = 32
+    candidates: int = 64
     """Population that kernels are chosen for; any smaller one runs too."""
     workspace_mb: int = 1024
     """Most scratch memory that an engine's kernels may use on the GPU."""

@@ -32,7 +32,7 @@ from wm_node.profile import RobotProfile
 OPSET = 17  # read by OpenVINO, ONNX Runtime and every TensorRT since 8.6
 GOLDEN_CANDIDATES = 4
 PRESETS = {
-    "plan_fast": SearchSize(candidates=32, iterations=3, seeds=11, elites=4),
+    "plan_fast": SearchSize(candidates=64, iterations=3, seeds=11, elites=8),
     "plan_normal": SearchSize(candidates=128, iterations=3, seeds=11, elites=15),
     "plan_thorough": SearchSize(candidates=512, iterations=4, seeds=11, elites=61),
 }

@@ -27,7 +27,7 @@ class Weights:
     for a robot without an objective, whose goals are pictures."""
     risk: float = 20.0
     """Highest probability of an event over the horizon."""
-    uncertainty: float = 0.5
+    uncertainty: float = 6.0
     """Mean disagreement above its usual value."""
     smoothness: float = 0.1
     """Mean square change of the action, in shares of its range."""

@@ -59,7 +59,7 @@ class SearchModel(OutcomeModel, Protocol):
 class PlannerConfig:
     """Search effort."""
 
-    candidates: int = 32
+    candidates: int = 64
     """Candidates of each iteration."""
     iterations: int = 3
     elite_share: float = 0.12

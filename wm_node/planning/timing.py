@@ -140,7 +140,7 @@ def time_growth(
 
     Returns:
         Points ``{"size", "ms"}`` (p50) by axis: ``candidates`` of one rollout, ``horizon_steps`` of
-        a rollout of 32, ``image_side`` of one frame's encoding, and ``robots`` whose plans (32 x 3)
+        a rollout of 32, ``image_side`` of one frame's encoding, and ``robots`` whose plans (64 x 3)
         one process makes in turn.
     """
     growth: dict[str, list[dict[str, float]]] = {}
@@ -160,7 +160,7 @@ def time_growth(
     model = WorldModel(bundle, load_engine(bundle, backend, threads))
     for size in CANDIDATES:
         note("candidates", size, rollout(model, size))
-    config = PlannerConfig(candidates=32, iterations=3)
+    config = PlannerConfig()
     model.prepare((config.candidates,), (config.candidates, config.iterations))
     for size in ROBOTS:
         served = [_planning(model, config) for _ in range(size)]

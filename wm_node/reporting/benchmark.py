@@ -15,7 +15,7 @@ AXES = {
     "candidates": "one rollout, by candidates",
     "horizon_steps": "rollout of 32, by model steps",
     "image_side": "encoding, by pixels a side",
-    "robots": "plans of 32 x 3 in turn, by robots",
+    "robots": "plans of 64 x 3 in turn, by robots",
 }
 FILE = "growth.png"
 
