@@ -25,7 +25,7 @@ KEY = EngineKey(
     device="Orin",
     target="sm_87",
     precision="fp16",
-    axes={"candidates": [1, 64, 64]},
+    axes={"candidates": [1, 32, 32]},
     workspace_mb=256,
     recipe=1,
 )
