@@ -92,7 +92,7 @@ def test_a_robot_without_labels_follows_a_picture() -> None:
     data = PROFILE.dump()
     del data["objective"]
     data["labels"] = []
-    planner = MpcPlanner(parse_profile(data, "test"), PlannerConfig(), 0)
+    planner = MpcPlanner(parse_profile(data, "test"), PlannerConfig(iterations=6), 0)
     picture = Goal(latent=np.array([-0.15, 0.1], np.float32))
     plan = planner.plan(Pictured(), CONTEXT, picture, np.zeros((1, 2)), 0.0)
     assert plan.terms["value"] > 0.0
