@@ -57,6 +57,14 @@ class SearchSize:
     """Of its cost."""
 
 
+PRESETS = {
+    "plan_fast": SearchSize(candidates=64, iterations=3, seeds=11, elites=8),
+    "plan_normal": SearchSize(candidates=128, iterations=3, seeds=11, elites=15),
+    "plan_thorough": SearchSize(candidates=512, iterations=4, seeds=11, elites=61),
+}
+"""Searches that are compiled whole; a planner with other sizes calls the rollouts one by one."""
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """Names of the inputs and outputs of one ONNX graph, in its order."""

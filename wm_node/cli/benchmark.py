@@ -6,23 +6,22 @@ import argparse
 import platform
 import tempfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from wm_node.bundle import PRESETS, Bundle, load_bundle
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import BUNDLE, resource
 
-if TYPE_CHECKING:
-    from wm_node.bundle import Bundle
-
-PRESETS = {"fast": (64, 3), "normal": (128, 3), "thorough": (512, 4)}
-"""Candidates and iterations of the searches that bundles hold as one graph each."""
+SEARCHES = {name.removeprefix("plan_"): size for name, size in PRESETS.items()}
+"""Searches that bundles hold as one graph each."""
 
 EPILOG = """
 The floor of a call is the longer of two times: its matrix products and convolutions at the rate of
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         action="append",
-        choices=list(PRESETS),
+        choices=list(SEARCHES),
         help="size of the search; may be repeated (default: fast and normal)",
     )
     parser.add_argument("--plans", type=int, default=500, help="timed calls of each")
@@ -56,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the bundle and print a table."""
-    from wm_node.bundle import load_bundle
     from wm_node.planning.planner import PlannerConfig
     from wm_node.planning.timing import WARM_UP, time_bundle
 
@@ -66,19 +64,20 @@ def run(args: argparse.Namespace) -> int:
         raise WmError("--threads must lie within 1 and 1024.")
     bundle = load_bundle(args.bundle)
     presets = {
-        name: PlannerConfig(candidates=PRESETS[name][0], iterations=PRESETS[name][1])
+        name: PlannerConfig(SEARCHES[name].candidates, SEARCHES[name].iterations)
         for name in args.preset or ("fast", "normal")
     }
-    total, done = (1 + len(presets)) * (1 + WARM_UP + args.plans), 0
+    total, done = (1 + len(presets)) * (1 + WARM_UP + args.plans), count(1)
     columns = (TextColumn("timing"), BarColumn(), TimeRemainingColumn())
     with progress_bar(Console(stderr=True), columns, total) as update:
-
-        def advance(calls: int) -> None:
-            nonlocal done
-            done += calls
-            update(completed=done)
-
-        figures = time_bundle(bundle, args.backend, args.threads, presets, args.plans, advance)
+        figures = time_bundle(
+            bundle,
+            args.backend,
+            args.threads,
+            presets,
+            args.plans,
+            lambda: update(completed=next(done)),
+        )
     if args.growth is not None:
         figures["growth"] = _growth(args, bundle)
     figures |= {
@@ -100,17 +99,11 @@ def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
 
     config = ModelConfig.from_dict(bundle.manifest.get("model"))
     columns = (TextColumn("growing"), BarColumn(), TimeRemainingColumn())
-    done = 0
+    done = count(1)
     with (
         tempfile.TemporaryDirectory() as folder,
         progress_bar(Console(stderr=True), columns, SIZES) as update,
     ):
-
-        def advance(sizes: int) -> None:
-            nonlocal done
-            done += sizes
-            update(completed=done)
-
         growth: dict[str, Any] = dict(
             time_growth(
                 bundle,
@@ -118,7 +111,7 @@ def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
                 args.threads,
                 lambda profile, path: untrained_bundle(profile, path, config=config, searches={}),
                 Path(folder),
-                advance,
+                lambda: update(completed=next(done)),
             )
         )
     growth["picture"] = str(draw_growth(args.growth, growth))

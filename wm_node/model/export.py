@@ -21,7 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wm_node.bundle import GOLDEN, SEARCH_TERMS, WEIGHTS, Bundle, SearchSize, write_bundle
+from wm_node.bundle import (
+    GOLDEN,
+    PRESETS,
+    SEARCH_TERMS,
+    WEIGHTS,
+    Bundle,
+    SearchSize,
+    write_bundle,
+)
 from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.load import load_network
@@ -31,12 +39,6 @@ from wm_node.profile import RobotProfile
 
 OPSET = 17  # read by OpenVINO, ONNX Runtime and every TensorRT since 8.6
 GOLDEN_CANDIDATES = 4
-PRESETS = {
-    "plan_fast": SearchSize(candidates=64, iterations=3, seeds=11, elites=8),
-    "plan_normal": SearchSize(candidates=128, iterations=3, seeds=11, elites=15),
-    "plan_thorough": SearchSize(candidates=512, iterations=4, seeds=11, elites=61),
-}
-"""Searches that are compiled whole; a planner with other sizes calls the rollouts one by one."""
 
 
 @dataclass(frozen=True)

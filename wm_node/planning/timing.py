@@ -23,7 +23,7 @@ WARM_UP = 5
 """Calls before those that are timed."""
 TICK_NS = 100_000_000
 
-Advance = Callable[[int], None]
+Advance = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def time_bundle(
     threads: int,
     presets: Mapping[str, PlannerConfig],
     plans: int,
-    advance: Advance = lambda done: None,
+    advance: Advance = lambda: None,
 ) -> dict[str, Any]:
     """Time encoding and whole plans of a bundle.
 
@@ -58,7 +58,7 @@ def time_bundle(
         threads: of inference, and of the product that the floor is measured with.
         presets: sizes of the searches by name.
         plans: timed calls of each.
-        advance: told how many calls are done.
+        advance: called after each call.
 
     Returns:
         ``backend``, ``threads``, ``gemm_flop_s``, ``copy_bytes_s``, ``encode`` and ``plans`` by
@@ -126,7 +126,7 @@ def time_growth(
     threads: int,
     variant: Callable[[RobotProfile, Path], Bundle],
     folder: Path,
-    advance: Advance = lambda done: None,
+    advance: Advance = lambda: None,
 ) -> dict[str, list[dict[str, float]]]:
     """Time how rollouts, encoding and plans grow with their sizes.
 
@@ -136,7 +136,7 @@ def time_growth(
         variant: writes a bundle of the same network with random weights for another profile; time
             does not depend on what a model has learnt.
         folder: for those bundles.
-        advance: told how many of the ``SIZES`` are done.
+        advance: called after each of the ``SIZES``.
 
     Returns:
         Points ``{"size", "ms"}`` (p50) by axis: ``candidates`` of one rollout, ``horizon_steps`` of
@@ -146,10 +146,10 @@ def time_growth(
     growth: dict[str, list[dict[str, float]]] = {}
 
     def note(axis: str, size: int, call: Callable[[int], object]) -> None:
-        times = _time(call, GROWTH_CALLS, lambda done: None)[1:]
+        times = _time(call, GROWTH_CALLS, lambda: None)[1:]
         point = {"size": float(size), "ms": round(float(np.median(times)), 3)}
         growth.setdefault(axis, []).append(point)
-        advance(1)
+        advance()
 
     def rollout(model: WorldModel, candidates: int) -> Callable[[int], object]:
         context = _context(model)
@@ -217,7 +217,7 @@ def _time(call: Callable[[int], object], times: int, advance: Advance) -> list[f
         began = time.perf_counter()
         call(number)
         taken.append(1e3 * (time.perf_counter() - began))
-        advance(1)
+        advance()
     return [taken[0], *taken[1 + WARM_UP :]]
 
 

@@ -232,9 +232,9 @@ class WorldModel:
         """Return the bundle's graph that searches with these sizes in one call, if there is one."""
         for name, spec in self.bundle.graphs.items():
             size = spec.search
-            fits = size and (size.candidates, size.iterations) == (candidates, iterations)
-            # A graph of an earlier version may lack a term of the cost.
-            if size and fits and size.terms == SEARCH_TERMS:
+            if size is None or size.terms != SEARCH_TERMS:
+                continue  # a graph of an earlier version may lack a term of the cost
+            if (size.candidates, size.iterations) == (candidates, iterations):
                 return CompiledSearch(name, size)
         return None
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from wm_node.errors import WmError
-from wm_node.reporting.figures import BLUE, STYLE
+from wm_node.reporting.figures import BLUE, STYLE, save_png
 
 AXES = {
     "candidates": "one rollout, by candidates",
@@ -38,10 +37,4 @@ def draw_growth(folder: Path, growth: Mapping[str, Sequence[Mapping[str, float]]
             axes.minorticks_off()
             axes.set_title(title)
             axes.set_ylabel("ms")
-        path = folder / FILE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130, metadata={"Software": None})
-        except OSError as error:
-            raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
-    return path
+        return save_png(figure, folder / FILE)

@@ -12,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wm_node.errors import WmError
-from wm_node.reporting.figures import BLUE, INK, MUTED, RISK_COLOURS, STYLE
+from wm_node.reporting.figures import BLUE, INK, MUTED, RISK_COLOURS, STYLE, save_png
 
 POINTS = 4000  # of the scatter
 FILE = "fidelity.png"
@@ -44,13 +43,7 @@ def draw_fidelity(
         _reliability(left, figures["risk"])
         _costs(middle, predicted_cost, true_cost)
         _errors(right, figures["mug_error_cm"])
-        path = folder / FILE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130, metadata={"Software": None})
-        except OSError as error:
-            raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
-    return path
+        return save_png(figure, folder / FILE)
 
 
 def _reliability(axes: Axes, risk: Mapping[str, Any]) -> None:

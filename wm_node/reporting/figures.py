@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from wm_node.errors import WmError
 from wm_node.reporting.hindsight import Moment, StepScores
 from wm_node.reporting.run_log import Series
 
@@ -48,6 +50,20 @@ STYLE = {
     "svg.hashsalt": "wm_node",
     "legend.frameon": False,
 }
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure, its folder too if that is missing, and return the path.
+
+    Raises:
+        WmError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+    except OSError as error:
+        raise WmError(f"cannot write {path}: {error.strerror or error}.") from error
+    return path
 
 
 def _chart(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
