@@ -15,8 +15,10 @@ from wm_node.cli.main import main as wm
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.behaviours import PLANNER, Mix
 from wm_node.sim.episode import record_episode
+from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.training.planned_play import PlannedPlay, behaviours_with_planner
+from wm_node.sim.task import EDGE_MARGIN_M
+from wm_node.training.planned_play import PlannedPlay, behaviours_with_planner, draw_target
 from wm_node.training.policies import MpcPolicy
 
 MIX = Mix({PLANNER: 1.0})
@@ -46,6 +48,17 @@ def test_the_planner_acts_a_tick_after_its_frame_and_is_repeatable(
     assert first.commands.shape == (15, 2)
     assert np.isfinite(first.commands).all()
     assert np.ptp(first.commands[1:], axis=0).max() > 0.01  # it does act
+
+
+def test_half_of_the_targets_lie_where_a_mistake_ends_in_a_fall(sim: TabletopSim) -> None:
+    rng = np.random.default_rng(0)
+    clearances = []
+    for seed in range(60):
+        sim.reset(seed)
+        clearances.append(TABLE_BOUNDS.clearance(*draw_target(sim, rng).goal))
+    near = np.mean(np.array(clearances) < 0.08)
+    assert 0.3 < near < 0.7
+    assert min(clearances) >= EDGE_MARGIN_M  # as the task has them
 
 
 def test_a_target_that_is_reached_is_followed_by_another(

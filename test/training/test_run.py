@@ -13,12 +13,14 @@ from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset, DatasetWriter, EpisodeArrays
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
-from wm_node.model.config import ModelConfig
+from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.load import load_network
+from wm_node.model.world import WorldModelNet
 from wm_node.profile import load_profile, parse_profile
 from wm_node.training import loop
 from wm_node.training.data import TrainingData, batches, prefetch
-from wm_node.training.encoder_phase import augment
+from wm_node.training.dynamics_phase import Windows
+from wm_node.training.encoder_phase import augment, encode_all
 from wm_node.training.loop import Recorder
 from wm_node.training.recipe import Recipe, recipe_from_dict
 from wm_node.training.run import RunSettings, train
@@ -39,6 +41,7 @@ RECIPE = Recipe(
     encoder_batch=4,
     dynamics_steps=6,
     dynamics_batch=16,
+    context_views=1,
     value_steps=3,
     value_batch=16,
     decoder_steps=3,
@@ -119,6 +122,26 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     first, second = load_network(whole).state_dict(), load_network(resumed).state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=name)
+
+
+def test_contexts_are_drawn_from_the_views_beside_the_latents_as_they_are(
+    dataset: Dataset,
+) -> None:
+    torch.manual_seed(0)
+    data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
+    net = WorldModelNet(Dims.of(dataset.profile), SMALL)
+    plain = encode_all(net, data)
+    views = torch.stack([encode_all(net, data, augmentation=0.5) for _ in range(2)])
+    assert (views != plain).any(-1).float().mean() > 0.5  # a fifth keep their colours
+    windows = Windows(net, data, plain, views)
+    at = torch.from_numpy(windows.split.train[:256])
+    ticks = data.frame_ticks(at, windows.context)
+    drawn = windows.contexts(at)
+    sources = torch.stack([*views, plain])[:, ticks]
+    equal = (sources == drawn).flatten(2).all(-1)
+    assert equal.any(0).all(), "each context is whole in one view"
+    assert (equal.sum(1) > 40).all(), "all views are drawn, and the latents as they are"
+    torch.testing.assert_close(Windows(net, data, plain).contexts(at), plain[ticks])
 
 
 def test_another_recipe_does_not_resume(dataset: Dataset, tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ class Bounds:
             and self.y_min + margin <= y <= self.y_max - margin
         )
 
+    def clearance(self, x: float, y: float) -> float:
+        """Return the distance in m to the nearest side, negative outside of it."""
+        return min(x - self.x_min, self.x_max - x, y - self.y_min, self.y_max - y)
+
     def clip(self, x: float, y: float) -> tuple[float, float]:
         """Return the nearest point of the rectangle."""
         return min(max(x, self.x_min), self.x_max), min(max(y, self.y_min), self.y_max)

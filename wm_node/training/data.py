@@ -57,8 +57,10 @@ class TrainingData:
         self._frames: Tensor | None = None
         if self.in_memory:
             dataset.load_frames_into_memory(memory_bytes)
-            frames = np.stack([dataset.frames(name) for name in self._cameras], axis=1)
-            self._frames = torch.from_numpy(frames).to(device)
+            frames = [np.asarray(dataset.frames(name)) for name in self._cameras]
+            # A single camera's frames need not be copied.
+            stacked = frames[0][:, None] if len(frames) == 1 else np.stack(frames, axis=1)
+            self._frames = torch.from_numpy(stacked).to(device)
 
     def split(self, steps: int) -> Split:
         """Return the starts of windows of ``steps`` model steps, by episode.

@@ -26,10 +26,16 @@ LABEL_OUTLIER = 0.3
 
 
 class Windows:
-    """Windows of context and horizon on cached latents."""
+    """Windows of context and horizon on cached latents.
 
-    def __init__(self, net: WorldModelNet, data: TrainingData, latents: Tensor) -> None:
-        self.net, self.data, self.latents = net, data, latents
+    ``views`` (V, T, latent) are the same frames as they would be read in other colours: how the
+    encoder errs is not white noise, and a context that varies as readings do cannot be memorised.
+    """
+
+    def __init__(
+        self, net: WorldModelNet, data: TrainingData, latents: Tensor, views: Tensor | None = None
+    ) -> None:
+        self.net, self.data, self.latents, self.views = net, data, latents, views
         self.context, self.horizon = net.dims.context, net.dims.horizon
         self.steps = self.context + self.horizon
         self.split = data.split(self.steps)
@@ -52,6 +58,17 @@ class Windows:
             # At the end of the step it may also just have begun.
             result["events"] = torch.maximum(events, self.data.events[ahead])
         return result
+
+    def contexts(self, at: Tensor) -> Tensor:
+        """(B,) window starts -> context latents (B, C, latent), each window in one of the views."""
+        ticks = self.data.frame_ticks(at, self.context)
+        plain = self.latents[ticks]
+        if self.views is None:
+            return plain
+        count = len(self.views)
+        view = torch.randint(0, count + 1, (len(at), 1), device=at.device)
+        seen = self.views[view.clamp_max(count - 1), ticks]
+        return torch.where(view.unsqueeze(-1) == count, plain, seen)
 
     def predict(
         self, window: Mapping[str, Tensor], noise: float = 0.0
@@ -178,8 +195,10 @@ def dynamics_phase(
 
     def losses(at: Tensor, step: int) -> Mapping[str, Tensor]:
         window = windows.gather(at)
-        future, hidden, guess = windows.predict(window, recipe.latent_noise)
         wanted = window["latents"][:, context:]
+        if windows.views is not None:
+            window["latents"] = torch.cat([windows.contexts(at), wanted], dim=1)
+        future, hidden, guess = windows.predict(window, recipe.latent_noise)
         joints = window["joints"]
         left = (joints[:, context:] - guess) / net.joint_baseline.residual
         moved = net.joint_correction(

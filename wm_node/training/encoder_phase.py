@@ -179,12 +179,20 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
 
 
 @torch.no_grad()
-def encode_all(net: WorldModelNet, data: TrainingData, batch: int = 256) -> Tensor:
-    """Return the latents (T, latent) of every tick, float32 on the device."""
+def encode_all(
+    net: WorldModelNet, data: TrainingData, batch: int = 256, augmentation: float = 0.0
+) -> Tensor:
+    """Return the latents (T, latent) of every tick, float32 on the device.
+
+    ``augmentation`` is the strength of the random colours that the frames are seen in.
+    """
     net.eval()
     parts = []
     total = data.joints.shape[0]
     for start in range(0, total, batch):
         at = torch.arange(start, min(start + batch, total), device=data.device)
-        parts.append(net.encoder(data.frames(at), data.mask[at]))
+        frames = data.frames(at)
+        if augmentation > 0.0:
+            frames = augment(frames, augmentation)
+        parts.append(net.encoder(frames, data.mask[at]))
     return torch.cat(parts).float()

@@ -15,13 +15,28 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.behaviours import PLANNER, Behaviour, MakeBehaviour, make_behaviour
+from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import TICK_S, sample_task
+from wm_node.sim.task import TICK_S, Task, sample_task
 from wm_node.training.policies import MpcPolicy, PlanSettings
 
 NEAR_M = 0.012  # of the target, where the next one is drawn
 NOISE_M_S = (0.0, 0.02, 0.06)  # deviations of the noise on the commands, one an episode
+BRINK_SHARE = 0.5  # of the targets, those nearest to the table's edge of as many as
+BRINK_DRAWS = 6
+
+
+def draw_target(sim: TabletopSim, rng: np.random.Generator) -> Task:
+    """Draw a target as the task does, half of the time one where a mistake ends in a fall.
+
+    Raises:
+        WmError: no target is valid from where the mug stands.
+    """
+    if rng.random() >= BRINK_SHARE:
+        return sample_task(sim, rng)
+    tasks = [sample_task(sim, rng) for _ in range(BRINK_DRAWS)]
+    return min(tasks, key=lambda task: TABLE_BOUNDS.clearance(*task.goal))
 
 
 class PlannedPlay:
@@ -42,7 +57,7 @@ class PlannedPlay:
         self._applied = []
         self._next = self._noise = np.zeros(2)
         self._deviation = float(rng.choice(NOISE_M_S))
-        task = sample_task(sim, rng)
+        task = draw_target(sim, rng)
         self._goal = task.goal
         self._policy.reset(task, sim)
 
@@ -63,7 +78,7 @@ class PlannedPlay:
 
     def _aim_anew(self, sim: TabletopSim, rng: np.random.Generator) -> None:
         try:
-            task = sample_task(sim, rng)
+            task = draw_target(sim, rng)
         except WmError:  # beside the zone no path is free: stay with the target
             return
         self._goal = task.goal

@@ -47,6 +47,9 @@ class Recipe:
     dynamics_rate: float = 1e-3
     latent_noise: float = 0.1
     """Deviation of the noise on the context's latents."""
+    context_views: int = 0
+    """Copies of each latent, each seen in other random colours, that contexts are drawn from
+    beside the latent as it is; 0: contexts are the latents as they are."""
     hard_share: float = 0.5
     """Share of windows drawn in proportion to their prediction error after phase 1."""
     rollout_label_weight: float = 1.0

@@ -111,9 +111,24 @@ class _Run:
         """Cached latents of the frozen encoder, made on first use."""
         if self._windows is None:
             freeze_encoder(self.net)
-            self.recorder.progress("latents", 0, 1, "encoding every frame once")
-            self._windows = Windows(self.net, self.data, encode_all(self.net, self.data))
+            views = self.recipe.context_views
+            times = "once" if not views else f"{views + 1} times, {views} of them in other colours"
+            self.recorder.progress("latents", 0, 1, f"encoding every frame {times}")
+            plain = encode_all(self.net, self.data)
+            self._windows = Windows(self.net, self.data, plain, self._views())
         return self._windows
+
+    def _views(self) -> Tensor | None:
+        """Latents in random colours, the same after a resume; None where the recipe wants none."""
+        recipe, views = self.recipe, []
+        if not recipe.context_views:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            for _ in range(recipe.context_views):
+                seen = encode_all(self.net, self.data, augmentation=recipe.augmentation)
+                views.append(seen)
+        return torch.stack(views)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds."""
