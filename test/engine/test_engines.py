@@ -6,16 +6,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import yaml
 
 from wm_node.bundle import Bundle, load_bundle
 from wm_node.engine import load_engine
 from wm_node.engine.load import check_golden, read_golden
+from wm_node.engine.openvino_backend import type_products_as_bf16, weight_of
 from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
 from wm_node.model.export import untrained_bundle
 from wm_node.planning.world_model import Context, WorldModel
 from wm_node.profile import load_profile
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,61 @@ def test_backends_agree_on_a_population_of_another_size(bundle: Bundle) -> None:
     second = load_engine(bundle, "torch").run("rollout", inputs)
     for name, expected in second.items():
         assert np.abs(first[name] - expected).max() <= 0.08 * expected.std() + 1e-3, name
+
+
+@pytest.mark.parametrize("blocks", [0, 2], ids=["transformer", "recurrent"])
+def test_products_of_the_dynamics_alone_are_typed_as_bf16(tmp_path: Path, blocks: int) -> None:
+    config = ModelConfig(transition_blocks=blocks)
+    bundle = untrained_bundle(
+        load_profile("tabletop"), tmp_path / "b", config=config, spread=0.2, searches={}
+    )
+    model = openvino.Core().read_model(bundle.file("rollout.onnx"))
+    model.reshape(
+        {name: array.shape for name, array in read_golden(bundle)["rollout"]["in"].items()}
+    )
+    products = [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    assert 20 < type_products_as_bf16(model) < len(products)
+    kinds: dict[str, set[str]] = {"bf16": set(), "f32": set()}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "MatMul":
+            weight = weight_of(op)
+            name = weight.get_friendly_name() if weight else ""
+            kinds[op.get_output_element_type(0).to_string()].add(name)
+    assert kinds["bf16"]
+    assert all(name.startswith(("net.dynamics.", "net.heads.")) for name in kinds["bf16"])
+    assert any("joint_baseline" in name for name in kinds["f32"])
+    assert not kinds["bf16"] & kinds["f32"]
+
+
+@pytest.mark.parametrize("name", ["tabletop", "tabletop_label_free"])
+def test_the_shipped_bundles_joints_are_not_rounded(name: str) -> None:
+    bundle = load_bundle(BUNDLES / name)
+    golden = read_golden(bundle)["rollout"]
+    outputs = load_engine(bundle, "openvino").run("rollout", golden["in"])
+    expected = golden["out"]["future_joints"]
+    error = np.abs(outputs["future_joints"] - expected).max()
+    assert error <= 5e-3 * expected.std()  # bf16 throughout: 0.04 and more
+
+
+def test_risks_are_compared_by_their_odds(bundle: Bundle) -> None:
+    engine = load_engine(bundle, "torch")
+
+    class Off:
+        name = "off"
+
+        def __init__(self, change: float) -> None:
+            self.change = change
+
+        def prepare(self, graph: str, inputs: object) -> None: ...
+
+        def run(self, graph: str, inputs: dict) -> dict:  # type: ignore[type-arg]
+            outputs = engine.run(graph, inputs)
+            return outputs | {"risk": outputs["risk"] * self.change}
+
+    check_golden(bundle, Off(1.0), ["rollout"], 0.1)
+    for change in (0.0, 0.3, 1.9, np.nan):
+        with pytest.raises(WmError, match="'risk' of graph 'rollout'"):
+            check_golden(bundle, Off(change), ["rollout"], 0.1)
 
 
 def test_a_backend_that_is_off_is_refused(bundle: Bundle) -> None:

@@ -57,7 +57,7 @@ def test_half_of_the_targets_lie_where_a_mistake_ends_in_a_fall(sim: TabletopSim
         sim.reset(seed)
         clearances.append(TABLE_BOUNDS.clearance(*draw_target(sim, rng).goal))
     near = np.mean(np.array(clearances) < 0.08)
-    assert 0.3 < near < 0.7
+    assert 0.25 < near < 0.7  # 0.1 as the task draws them
     assert min(clearances) >= EDGE_MARGIN_M  # as the task has them
 
 

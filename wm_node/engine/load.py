@@ -15,9 +15,11 @@ from wm_node.errors import WmError
 
 MAX_GOLDEN_BYTES = 200_000_000
 # Largest error allowed against the reference, as a share of the output's own deviation. bf16 keeps
-# 8 bits of mantissa: about 0.4 % a product, a few times that through the layers.
+# 8 bits of mantissa, 0.4 % a product and a few times that through the layers; what depends most on
+# it, log-odds of risk and costs that weigh them, were off by up to 0.2 on the random inputs of the
+# golden arrays of both shipped bundles. A joints' law in bf16, which must not pass, was off by 0.44.
 # fp16 keeps 11 and is used for products alone: 0.0074 at most on the shipped bundle, in numpy.
-TOLERANCE = {"f32": 2e-3, "f16": 2e-2, "bf16": 8e-2}
+TOLERANCE = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.25}
 
 
 def _openvino(bundle: Bundle, threads: int) -> Engine:
@@ -113,8 +115,8 @@ def check_golden(
         if graph not in golden:
             raise WmError(f"the bundle {bundle.path} has no golden arrays for graph '{graph}'.")
         outputs = engine.run(graph, golden[graph]["in"])
-        for name, expected in golden[graph]["out"].items():
-            actual = outputs[name]
+        for name, reference in golden[graph]["out"].items():
+            actual, expected = _comparable(name, outputs[name]), _comparable(name, reference)
             scale = float(expected.std()) + 1e-3 * float(np.abs(expected).max()) + 1e-6
             error = float(np.abs(actual - expected).max()) / scale
             worst = max(worst, error)
@@ -125,3 +127,17 @@ def check_golden(
                     f"(allowed {tolerance:g}); it must not run."
                 )
     return worst
+
+
+def _comparable(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Risks as log-odds, in which they are computed; anything else as it is.
+
+    Deviations of risks say nothing where all are small. Above 0.9997 fp32 has no bits left to tell
+    log-odds apart.
+    """
+    if name != "risk":
+        return values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(values) - np.log1p(-np.minimum(values, 1.0 - 1e-7))
+    comparable: NDArray[Any] = np.clip(odds, -80.0, 8.0)
+    return comparable
