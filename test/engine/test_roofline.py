@@ -41,5 +41,5 @@ def test_work_grows_with_the_candidates(bundle: Bundle) -> None:
 
 def test_the_floor_is_the_longer_of_products_and_bytes() -> None:
     rates = MachineRates(gemm_flop_s=1e9, copy_bytes_s=1e9)
-    assert rates.floor_s(Work(flop=2_000_000, weight_bytes=1_000_000)) == 2e-3
-    assert rates.floor_s(Work(flop=1_000_000, weight_bytes=3_000_000)) == 3e-3
+    assert rates.floor_s(Work(flop=2_000_000, weights=250_000)) == 2e-3
+    assert rates.floor_s(Work(flop=1_000_000, weights=750_000)) == 3e-3

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -20,13 +20,17 @@ from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import BUNDLE, resource
 
+if TYPE_CHECKING:
+    from wm_node.planning.planner import PlannerConfig
+
 SEARCHES = {name.removeprefix("plan_"): size for name, size in PRESETS.items()}
 """Searches that bundles hold as one graph each."""
 
 EPILOG = """
 The floor of a call is the longer of two times: its matrix products and convolutions at the rate of
-one large fp32 product, and its weights at the rate of one large copy. Both are measured in the same
-run, with the same threads. Time on an idle machine; what else runs shows in p99.
+one large product in the engine's precision, and its weights at the rate of one large copy. Both are
+measured in the same run, with the same threads. Time on an idle machine; what else runs shows in
+p99.
 """
 
 
@@ -50,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also time other sizes (candidates, horizon, image, robots) and draw them there",
     )
+    parser.add_argument(
+        "--parity",
+        type=int,
+        default=0,
+        metavar="STATES",
+        help="also plan in so many states of the simulated table-top, with the same noise as torch "
+        "in fp32, and say how much more the backend's plans cost",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
@@ -62,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise WmError("--plans must lie within 1 and 1000000.")
     if not 1 <= args.threads <= 1024:
         raise WmError("--threads must lie within 1 and 1024.")
+    if not 0 <= args.parity <= 100_000:
+        raise WmError("--parity must lie within 0 and 100000 states.")
     bundle = load_bundle(args.bundle)
     presets = {
         name: PlannerConfig(SEARCHES[name].candidates, SEARCHES[name].iterations)
@@ -80,15 +94,41 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.growth is not None:
         figures["growth"] = _growth(args, bundle)
+    if args.parity:
+        figures["parity"] = {
+            name: _parity(args, bundle, config) for name, config in presets.items()
+        }
     figures |= {
         "bundle": str(bundle.path),
         "bundle_sha256": bundle.sha256,
         "machine": platform.processor() or platform.machine(),
     }
-    Console(width=110).print(_table(figures))
+    shown = Console(width=110)
+    shown.print(_table(figures))
+    for name, parity in figures.get("parity", {}).items():
+        compared = parity[args.backend]
+        shown.print(
+            f"plan {name}: of {parity['states']} states, {100 * compared['within']:.1f} % of its "
+            f"plans cost at most 1 % more than those of torch in fp32; mean excess "
+            f"{100 * compared['mean']:.2f} %."
+        )
     if args.json is not None:
         write_json(args.json, figures)
     return 0
+
+
+def _parity(args: argparse.Namespace, bundle: Bundle, config: PlannerConfig) -> dict[str, Any]:
+    from wm_node.training.parity import compare_choices
+
+    columns = (TextColumn("comparing choices"), BarColumn(), TimeRemainingColumn())
+    with progress_bar(Console(stderr=True), columns, args.parity) as update:
+        return compare_choices(
+            bundle.path,
+            [args.backend],
+            config,
+            states=args.parity,
+            advance=lambda done, total: update(completed=done),
+        )
 
 
 def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Work:
 
     flop: int
     """Of its matrix products and convolutions, two a multiply-add."""
-    weight_bytes: int
-    """Read at least once, as they lie in memory while it runs."""
+    weights: int
+    """Numbers that are read at least once."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class MachineRates:
     """Measured in the run that they judge."""
 
     gemm_flop_s: float
-    """Of a large fp32 matrix product with the same runtime and threads."""
+    """Of a large matrix product with the same runtime and threads, in the engine's precision."""
     copy_bytes_s: float
     """Read and written by a large copy in one thread."""
+    weight_bytes: int = 4
+    """Of a weight in that precision."""
 
     def floor_s(self, work: Work) -> float:
         """Return the least time for the work: whichever of the two takes longer."""
-        return max(work.flop / self.gemm_flop_s, work.weight_bytes / self.copy_bytes_s)
+        read = work.weights * self.weight_bytes
+        return max(work.flop / self.gemm_flop_s, read / self.copy_bytes_s)
 
 
 def graph_work(bundle: Bundle, graph: str, shapes: Shapes) -> Work:
@@ -58,8 +61,7 @@ def graph_work(bundle: Bundle, graph: str, shapes: Shapes) -> Work:
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
         if kind == "Constant":
-            # Half-precision weights are widened once, when the graph is compiled.
-            weights += 4 * int(np.prod(node.output(0).get_shape()))
+            weights += int(np.prod(node.output(0).get_shape()))
         elif kind == "MatMul":
             left = list(node.input(0).get_shape())
             inner = left[-2] if node.get_attributes()["transpose_a"] else left[-1]
@@ -70,8 +72,12 @@ def graph_work(bundle: Bundle, graph: str, shapes: Shapes) -> Work:
     return Work(flop, weights)
 
 
-def measure_rates(threads: int) -> MachineRates:
-    """Measure the rates of this machine with OpenVINO in fp32; takes about a second."""
+def measure_rates(threads: int, precision: str = "f32") -> MachineRates:
+    """Measure the rates of this machine with OpenVINO; takes about a second.
+
+    ``precision`` is that of an engine: ``bf16``, else the product is in fp32.
+    """
+    narrow = precision == "bf16"
     side = GEMM_SIDE
     random = np.random.default_rng(0)
     left = ops.parameter([side, side], np.float32, name="left")
@@ -80,7 +86,7 @@ def measure_rates(threads: int) -> MachineRates:
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if narrow else "f32",
         "ENABLE_CPU_PINNING": False,
     }
     request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
@@ -89,7 +95,7 @@ def measure_rates(threads: int) -> MachineRates:
     source = np.ones(COPY_BYTES // 4, np.float32)
     target = np.empty_like(source)
     copy = _fastest(lambda: np.copyto(target, source), 4)
-    return MachineRates(2 * side**3 / product, 2 * COPY_BYTES / copy)
+    return MachineRates(2 * side**3 / product, 2 * COPY_BYTES / copy, 2 if narrow else 4)
 
 
 def _fastest(call: Callable[[], object], times: int) -> float:

@@ -36,7 +36,7 @@ class Timing:
     p50_ms: float
     p99_ms: float
     flop: int
-    weight_bytes: int
+    weights: int
     floor_ms: float
     over_floor: float
     """p50 over floor."""
@@ -61,11 +61,12 @@ def time_bundle(
         advance: called after each call.
 
     Returns:
-        ``backend``, ``threads``, ``gemm_flop_s``, ``copy_bytes_s``, ``encode`` and ``plans`` by
-        preset, as :class:`Timing` has them, and ``resident_bytes`` of the process at the end.
+        ``backend``, ``threads``, ``gemm_flop_s``, ``copy_bytes_s``, ``weight_bytes``, ``encode``
+        and ``plans`` by preset, as :class:`Timing` has them, and ``resident_bytes`` of the process
+        at the end.
     """
-    rates = measure_rates(threads)
     model = WorldModel(bundle, load_engine(bundle, backend, threads))
+    rates = measure_rates(threads, model.engine.precision)
     golden = read_golden(bundle)
     frames = _frames(bundle)
     result: dict[str, Any] = {
@@ -108,7 +109,7 @@ def plan_work(model: WorldModel, config: PlannerConfig) -> Work:
         parts.append(work(compiled.graph))
     else:
         parts += [work("rollout", config.candidates)] * config.iterations + [work("rollout", 1)]
-    return Work(sum(part.flop for part in parts), sum(part.weight_bytes for part in parts))
+    return Work(sum(part.flop for part in parts), sum(part.weights for part in parts))
 
 
 CANDIDATES = (16, 64, 256, 1024, 4096)
@@ -231,7 +232,7 @@ def _timing(times: list[float], rates: MachineRates, work: Work) -> Timing:
         p50_ms=round(float(p50), 3),
         p99_ms=round(float(p99), 3),
         flop=work.flop,
-        weight_bytes=work.weight_bytes,
+        weights=work.weights,
         floor_ms=round(floor, 4),
         over_floor=round(float(p50) / floor, 2),
     )
