@@ -21,7 +21,7 @@ from wm_node.engine.protocol import Arrays
 Key = tuple[str, tuple[tuple[int, ...], ...]]
 
 LEARNED = ("net.dynamics.", "net.heads.")  # weights whose products may be computed in bf16
-LEAST_SIZE = 64  # of both sides of a weight: smaller products gain nothing
+LEAST_SIZE = 32  # of both sides of a weight: smaller products gain nothing
 
 
 def type_products_as_bf16(model: ov.Model) -> int:
@@ -38,7 +38,7 @@ def type_products_as_bf16(model: ov.Model) -> int:
         if product.get_type_name() != "MatMul":
             continue
         weight = weight_of(product)
-        if weight is None or min(weight.get_output_shape(0)) < LEAST_SIZE:
+        if weight is None or min(list(weight.get_output_shape(0))[-2:]) < LEAST_SIZE:
             continue
         if not weight.get_friendly_name().startswith(LEARNED):
             continue
