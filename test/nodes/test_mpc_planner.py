@@ -26,6 +26,7 @@ from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns
 from wm_node.nodes.mpc_planner import MpcPlannerNode
 from wm_node.nodes.pointcloud import unpack
 from wm_node.nodes.world_model import WorldModelNode
+from wm_node.planning.effort import Effort
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,6 +42,7 @@ class Engine:
     def __init__(self, engine: Any) -> None:
         self._engine, self.name, self.precision = engine, engine.name, engine.precision
         self.pause_s = 0.0
+        self.pause_from = 0  # candidates
         self.release = threading.Event()
         self.release.set()
         self.spoil = False
@@ -50,7 +52,8 @@ class Engine:
 
     def run(self, graph: str, inputs: Any) -> Any:
         if graph in PLANNING:
-            time.sleep(self.pause_s)
+            many = "actions" not in inputs or len(inputs["actions"]) >= self.pause_from
+            time.sleep(self.pause_s if many else 0.0)
             self.release.wait(30)
         out = self._engine.run(graph, inputs)
         if self.spoil and graph in PLANNING:
@@ -137,6 +140,7 @@ def pair(running: Pair) -> Iterator[Pair]:
     yield running
     running.engine.release.set()
     running.engine.pause_s, running.engine.spoil = 0.0, False
+    running.engine.pause_from = 0
     running.planner.set_parameters([Parameter("late_limit", value=4)])
 
 
@@ -369,6 +373,26 @@ def test_plans_that_are_always_late_end_the_commands(pair: Pair):
     pair.robot.await_reason("PLAN_LATE")
     pair.engine.pause_s = 0.0
     pair.robot.await_reason("OK")
+
+
+def test_a_search_that_is_too_large_gives_way_to_a_smaller_one_and_comes_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    planner, robot = pair.planner, pair.robot
+    monkeypatch.setattr("wm_node.planning.effort.PATIENCE", 10)
+    large = planner._ladder[0]
+    monkeypatch.setattr(planner, "_effort", Effort([large, replace(large, candidates=4)]))
+
+    def searched(candidates: int) -> Any:
+        return lambda text, values: values["candidates"] == str(candidates)
+
+    pair.engine.pause_from, pair.engine.pause_s = 8, 0.2
+    robot.await_diagnostics(PLANNER, searched(4))
+    robot.await_reason("OK")
+    assert planner._effort.steps_down == 1
+    pair.engine.pause_s = 0.0
+    robot.await_diagnostics(PLANNER, searched(8))
+    robot.await_reason("OK")
 
 
 def test_predictions_that_are_not_finite_end_the_commands(pair: Pair):

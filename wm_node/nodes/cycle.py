@@ -130,8 +130,8 @@ class _GoalState:
 class ControlCycle:
     """Plans in the inference thread.
 
-    Goal, weights, limits and ``use_proposal`` may be set from any thread at any time; they count
-    from the next cycle.
+    Goal, weights, limits, ``use_proposal`` and ``search``, the size of the search, may be set from
+    any thread at any time; they count from the next cycle.
 
     Args:
         foresight: model, context and thread.
@@ -151,6 +151,7 @@ class ControlCycle:
     ) -> None:
         profile = foresight.profile
         self.profile = profile
+        self.search = config
         self.planner = MpcPlanner(profile, config, seed)
         self.objective = Objective(profile)
         self.weights = Weights.of(profile)
@@ -240,6 +241,7 @@ class ControlCycle:
         if state.reached:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
+        self.planner.resize(self.search)
         plan = self._plan(context, state.goal)
         plan_ms = 1e3 * (time.perf_counter() - start)
         self.plan_ms.add(plan_ms)

@@ -4,7 +4,8 @@ It lives in the process of ``/world_model``, whose inference thread does the pla
 (:mod:`wm_node.nodes.cycle`). A cycle begins with the frame of its tick. Its command is published
 when it is to take effect, ``latency_s`` after the frame, neither earlier nor later, so that the
 model's assumption about delay holds. A cycle that is late is bridged by the shifted previous plan,
-marked ``late`` in its verdict. What the planner owes the gate is told in
+marked ``late`` in its verdict; while several are, a smaller search is used
+(:mod:`wm_node.planning.effort`). What the planner owes the gate is told in
 :mod:`wm_node.nodes.safety_gate`.
 
 Goals: the parameter ``goal_state`` (labelled values; empty: no goal) or a picture on ``goal_image``
@@ -60,6 +61,7 @@ from wm_node.nodes.foresight import Foresight, Tick
 from wm_node.nodes.handover import CallbackWatch, Outbox
 from wm_node.nodes.inference import Samples
 from wm_node.nodes.pointcloud import pack
+from wm_node.planning.effort import Effort, ladder
 from wm_node.planning.hold import HoldLimits
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import PlannerConfig
@@ -72,7 +74,7 @@ if TYPE_CHECKING:
 HEARTBEAT_PERIOD_S = 0.04  # the gate asks for 20 Hz or more
 LATE_WINDOW = 10  # cycles over which late ones are counted
 FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
-FIXED = ("candidates", "iterations", "seed", "latency_s", "hand_over_s")
+FIXED = ("candidates", "iterations", "step_down", "seed", "latency_s", "hand_over_s")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class MpcPlannerNode(ManagedNode):
         self._world = world
         self._cycle: ControlCycle | None = None
         self._foresight: Foresight | None = None
+        self._ladder = [PlannerConfig()]  # sizes of the search
         self._choice = 0  # of a goal, or of none: the newest choice counts
         self._parts: list[Callable[[], None]] = []
         self._watch = CallbackWatch()
@@ -108,6 +111,7 @@ class MpcPlannerNode(ManagedNode):
         self._said_reason: Reason | None = None
         self._cycle_reason, self._detail = Reason.CONTEXT_EMPTY, ""
         self._plan_stamp_ns = 0
+        self._effort = Effort(self._ladder)
         self._late: deque[bool] = deque(maxlen=LATE_WINDOW)
         self._late_mode = False
         self._surprises: deque[float] = deque(maxlen=3)
@@ -168,7 +172,8 @@ class MpcPlannerNode(ManagedNode):
             seed=int(self.get_parameter("seed").value),
         )
         self._declare_live(profile)
-        foresight.prepare((config.candidates,), (config.candidates, config.iterations))
+        self._ladder = self._prepare(foresight, config)
+        self._effort = Effort(self._ladder)
         self._foresight, self._cycle = foresight, cycle
         self._open_topics(profile)
         self._apply([])
@@ -179,9 +184,19 @@ class MpcPlannerNode(ManagedNode):
         self._world.on_tick = self._on_tick
         self._parts.append(self._let_go)
 
+    def _prepare(self, foresight: Foresight, config: PlannerConfig) -> list[PlannerConfig]:
+        """Compile every search that may be used; return their sizes, the largest first."""
+        searches = foresight.model.compiled_searches()
+        compiled = [(one.size.candidates, one.size.iterations) for one in searches]
+        sizes = ladder(config, compiled if self.get_parameter("step_down").value else [])
+        for size in sizes:
+            foresight.prepare((size.candidates,), (size.candidates, size.iterations))
+        return sizes
+
     def _declare_search(self) -> PlannerConfig:
         default, most = PlannerConfig(), 65536
         self.declare("seed", 0, "of the search's random numbers", minimum=0)
+        self.declare("step_down", True, "search less while plans come late, if the bundle can")
         return replace(
             default,
             candidates=self.declare(
@@ -260,6 +275,7 @@ class MpcPlannerNode(ManagedNode):
             )
         self._start_anew()
         assert self._cycle is not None
+        self._cycle.search = self._effort.config
         self._cycle.schedule.clear()
         self._foresight.buffer.forget_commands()
         self._foresight.cycle = self._cycle.hooks
@@ -388,13 +404,31 @@ class MpcPlannerNode(ManagedNode):
             return
         stamp_ns = decision.tick.stamp_ns
         self._counts["plans"] += decision.actions is not None
-        self._ready_ms.add(1e-6 * (self._now_ns() - stamp_ns))
+        ready_ms = 1e-6 * (self._now_ns() - stamp_ns)
+        self._ready_ms.add(ready_ms)
+        if decision.actions is not None:
+            self._set_effort(ready_ms, decision.plan_ms)
         if any(due.tick.stamp_ns == stamp_ns for due in self._due):
             self._decisions[stamp_ns] = decision
             return
         if decision.actions is not None:
             self._counts["plans_late"] += 1
             self._keep(decision)
+
+    def _set_effort(self, ready_ms: float, plan_ms: float) -> None:
+        """Choose the size of the next searches by how this one stood to its deadline."""
+        assert self._cycle is not None
+        hand_over_s = float(self.get_parameter("hand_over_s").value)
+        before = self._effort.config
+        self._effort.note(1e-3 * ready_ms, 1e-3 * plan_ms, self._cycle.latency_s - hand_over_s)
+        config = self._effort.config
+        if config == before:
+            return
+        self._cycle.search = config
+        self.get_logger().info(
+            f"plans are searched with {config.candidates} x {config.iterations} candidates now: "
+            f"the last was ready {ready_ms:.0f} ms after its frame."
+        )
 
     def _keep(self, decision: Decision) -> None:
         self._cycle_reason, self._detail = decision.reason, decision.detail
@@ -578,6 +612,9 @@ class MpcPlannerNode(ManagedNode):
             "backend": foresight.model.engine.name,
             "frames_received": self._world.frames_received[first],
             **self._counts,
+            "candidates": self._effort.config.candidates,
+            "iterations": self._effort.config.iterations,
+            "steps_down": self._effort.steps_down,
             "plan_ms_p50": cycle.plan_ms.percentile(50),
             "plan_ms_p99": cycle.plan_ms.percentile(99),
             "frame_to_plan_ms_p50": self._ready_ms.percentile(50),

@@ -168,6 +168,12 @@ class MpcPlanner:
         self._previous: tuple[int, NDArray[np.float64]] | None = None
         self._random = np.random.default_rng(self._seed)
 
+    def resize(self, config: PlannerConfig) -> None:
+        """Search with another size from the next plan on; the last plan is kept."""
+        if config != self.config:
+            self.config = config
+            self._constants = self._constant_candidates()
+
     def _constant_candidates(self) -> NDArray[np.float64]:
         """Straight motions (M, A): each axis both ways, and for planar actions the diagonals."""
         size = self._half.size

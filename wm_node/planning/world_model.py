@@ -228,14 +228,22 @@ class WorldModel:
             time_to_goal=unknown if lean or not has_goal else out["time_to_goal"],
         )
 
+    def compiled_searches(self) -> list[CompiledSearch]:
+        """Return the bundle's graphs that search in one call.
+
+        A graph of an earlier version, which may lack a term of the cost, is not among them.
+        """
+        return [
+            CompiledSearch(name, spec.search)
+            for name, spec in self.bundle.graphs.items()
+            if spec.search is not None and spec.search.terms == SEARCH_TERMS
+        ]
+
     def compiled_search(self, candidates: int, iterations: int) -> CompiledSearch | None:
         """Return the bundle's graph that searches with these sizes in one call, if there is one."""
-        for name, spec in self.bundle.graphs.items():
-            size = spec.search
-            if size is None or size.terms != SEARCH_TERMS:
-                continue  # a graph of an earlier version may lack a term of the cost
-            if (size.candidates, size.iterations) == (candidates, iterations):
-                return CompiledSearch(name, size)
+        for search in self.compiled_searches():
+            if (search.size.candidates, search.size.iterations) == (candidates, iterations):
+                return search
         return None
 
     def run_search(
