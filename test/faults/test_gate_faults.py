@@ -84,6 +84,7 @@ def test_kill_9_of_the_planner_brakes_within_100_ms(
         ({"stamp_shift_s": 1.0}, "COMMAND_FUTURE", 0.2),
         ({"stamp_shift_s": -1.0}, "COMMAND_OLD", 0.2),
         ({"frame_id": "map"}, "COMMAND_FOREIGN_FRAME", 0.2),
+        ({"flood": 30}, "COMMAND_FLOOD", 0.2),
         ({"reason": "NO_GOAL"}, "NO_GOAL", 0.2),
     ],
 )
@@ -120,6 +121,20 @@ def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any) -> No
     assert not answer.success
     assert "another node" in answer.message
     upstream.node.destroy_publisher(intruder)
+    upstream.wait(lambda: upstream.trigger("safety_gate/reset").success, "no reset")
+    upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
+
+
+def test_two_planners_at_once_are_a_fault(upstream: Any) -> None:
+    upstream.moving()
+    upstream.start("second", str(Path(__file__).with_name("upstream.py")), "tabletop")
+    upstream.braking_onset()
+    upstream.wait_for_reason("SECOND_PLANNER")
+    answer = upstream.trigger("safety_gate/reset")
+    assert not answer.success
+    assert "2 planners are alive" in answer.message
+    upstream.kill("second")
+    upstream.tell(values=[0.0, 0.0])
     upstream.wait(lambda: upstream.trigger("safety_gate/reset").success, "no reset")
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
 

@@ -36,6 +36,8 @@ class Told:
     frame_id: str = ""
     mute: list[str] = field(default_factory=list)
     hang: bool = False
+    flood: int = 0
+    """Commands more, with each heartbeat."""
 
 
 class Upstream(Node):
@@ -59,6 +61,10 @@ class Upstream(Node):
         self.create_timer(1.0 / self._profile.action.rate_hz, self._plan, clock=steady)
 
     def _beat(self) -> None:
+        for _ in range(self.told.flood):
+            stamp_ns = self.get_clock().now().nanoseconds
+            values = np.array(self.told.values)
+            self._command.publish(common.command_message(self._profile, values, stamp_ns))
         if "heartbeat" in self.told.mute:
             return
         message = Header(frame_id=self.told.reason)

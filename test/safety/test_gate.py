@@ -44,6 +44,7 @@ class Bench:
         self.risk: dict[str, float] = {"fell": 0.1, "zone": 0.1}
         self.uncertainty = self.surprise = math.nan
         self.publishers = 1
+        self.flood = self.malformed = 0  # commands more, each period
         self.positions = np.zeros(4)
         self.velocities = np.zeros(4)
         self.plan_stamp = 0
@@ -67,6 +68,11 @@ class Bench:
                 self.gate.on_verdict(verdict)
             if "command" not in self.muted:
                 self.gate.on_command(stamp, self.command, self.frame, self.now_s, self.ros_ns)
+        for number in range(self.flood):
+            stamp = self.ros_ns - self.flood + number
+            self.gate.on_command(stamp, self.command, self.frame, self.now_s, self.ros_ns)
+        for _ in range(self.malformed):
+            self.gate.on_malformed("3 values", self.now_s)
         if "heartbeat" not in self.muted:
             self.gate.on_heartbeat(self.plan_stamp, self.reason, self.now_s)
         if "joints" not in self.muted:
@@ -125,7 +131,7 @@ def _stop_clock(bench: Bench) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Bench], None], Reason, bool]] = {
     "planner dies": (
-        lambda b: (b.muted.add("heartbeat"), b.gate.on_liveliness(False))[1],
+        lambda b: (b.muted.add("heartbeat"), b.gate.on_liveliness(0))[1],
         Reason.HEARTBEAT_LOST,
         True,
     ),
@@ -160,11 +166,14 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], Reason, bool]] = {
     "clock jumps back": (_jump_back, Reason.CLOCK_JUMP, True),
     "clock stops": (_stop_clock, Reason.CLOCK_STOPPED, False),
     "second publisher": (_set(publishers=2), Reason.SECOND_PUBLISHER, True),
+    "second planner": (lambda b: b.gate.on_liveliness(2), Reason.SECOND_PLANNER, True),
+    "flood": (_set(flood=20), Reason.COMMAND_FLOOD, False),
+    "malformed flood": (_set(malformed=60), Reason.COMMAND_FLOOD, False),
     "operator": (lambda b: b.gate.stop(), Reason.OPERATOR_STOP, True),
     "no goal": (_set(reason=Reason.NO_GOAL), Reason.NO_GOAL, False),
     "frames stale": (_set(reason=Reason.FRAMES_STALE), Reason.FRAMES_STALE, False),
     "malformed": (
-        lambda b: (b.muted.add("command"), b.gate.on_malformed("3 values"))[1],
+        lambda b: (b.muted.add("command"), b.gate.on_malformed("3 values", b.now_s))[1],
         Reason.COMMAND_MALFORMED,
         False,
     ),
@@ -210,8 +219,9 @@ def test_after_a_fault_only_latching_reasons_need_a_reset(name: str) -> None:
     for key in ("muted", "reason", "command", "frame", "stamp_shift_ms", "risk", "publishers"):
         setattr(bench, key, getattr(healed, key))
     bench.uncertainty = bench.surprise = math.nan
+    bench.flood = bench.malformed = 0
     bench.positions, bench.velocities = np.zeros(4), np.zeros(4)
-    bench.gate.on_liveliness(True)
+    bench.gate.on_liveliness(1)
     if not bench.ros_runs:
         bench.ros_offset_ns -= bench.ms * MS
         bench.ros_runs = True
@@ -232,7 +242,7 @@ def test_fault_timing_follows_the_profile() -> None:
     _, ticks = bench.until(lambda d: d.reason is Reason.HEARTBEAT_LOST)
     assert ticks * PERIOD_MS / 1000 == pytest.approx(0.3, abs=0.021)
     bench = moving()
-    bench.gate.on_liveliness(False)
+    bench.gate.on_liveliness(0)
     bench.muted.add("heartbeat")
     _, ticks = bench.until(lambda d: d.reason is Reason.HEARTBEAT_LOST)
     assert ticks == 4
@@ -248,15 +258,36 @@ def test_a_reset_is_refused_while_braking_or_with_another_publisher() -> None:
     bench.run(20)
     with pytest.raises(WmError, match="another node"):
         bench.gate.reset(publishers=2)
+    bench.gate.on_liveliness(2)
+    with pytest.raises(WmError, match="2 planners"):
+        bench.gate.reset(publishers=1)
     assert bench.tick().latched
+    bench.gate.on_liveliness(1)
     bench.gate.reset(publishers=1)
     assert not bench.tick().latched
+
+
+def test_a_flood_that_ends_is_forgiven_and_ordinary_jitter_is_none() -> None:
+    bench = moving()
+    bench.flood = 1  # 60 a second where 10 are expected
+    assert bench.run(60).reason is Reason.COMMAND_FLOOD
+    bench.flood = 0
+    bench.until(lambda d: d.state is State.PASS)
+    for _ in range(20):  # each second two are late and come in one period with the third
+        bench.muted.add("command")
+        bench.run(10)
+        for back in (2, 1):
+            stamp = bench.ros_ns - back * 20 * MS
+            bench.gate.on_command(stamp, FORWARD, "table", bench.now_s, bench.ros_ns)
+        bench.muted.clear()
+        for _ in range(40):
+            assert bench.tick().reason is not Reason.COMMAND_FLOOD
 
 
 def test_after_a_reset_a_dead_planner_is_waited_for_not_followed() -> None:
     bench = moving()
     bench.muted |= {"heartbeat", "command"}
-    bench.gate.on_liveliness(False)
+    bench.gate.on_liveliness(0)
     bench.run(80)
     bench.gate.reset(publishers=1)
     assert bench.run(50).reason is Reason.NO_COMMAND
@@ -269,7 +300,7 @@ def test_a_planner_that_says_goodbye_may_leave() -> None:
     bench.reason = Reason.PLANNER_INACTIVE
     bench.tick()
     bench.muted |= {"heartbeat", "command"}
-    bench.gate.on_liveliness(False)
+    bench.gate.on_liveliness(0)
     decision = bench.run(100)
     assert decision.reason is Reason.PLANNER_INACTIVE
     assert not decision.latched
@@ -279,21 +310,21 @@ def test_a_planner_that_holds_and_then_dies_is_still_a_fault() -> None:
     bench = moving()
     bench.reason = Reason.NO_GOAL
     bench.run(20)
-    bench.gate.on_liveliness(False)
+    bench.gate.on_liveliness(0)
     bench.muted.add("heartbeat")
     assert bench.run(60).latched
 
 
 def test_a_heartbeat_overrules_the_middleware_and_a_short_stall_does_not_latch() -> None:
     bench = moving()
-    bench.gate.on_liveliness(False)
+    bench.gate.on_liveliness(0)
     assert bench.run(5).state is State.PASS
     assert bench.gate.doubt_ends_s() == pytest.approx(bench.now_s + 0.07)
     bench.muted.add("heartbeat")
     decision, ticks = bench.until(lambda d: d.reason is Reason.HEARTBEAT_LOST)
     assert ticks == 4
     bench.run(20)
-    bench.gate.on_liveliness(True)
+    bench.gate.on_liveliness(1)
     bench.muted.clear()
     decision, _ = bench.until(lambda d: d.state is State.PASS)
     assert not decision.latched
@@ -637,7 +668,7 @@ EVENTS = st.lists(
         ),
         st.tuples(st.just("verdict"), st.floats(0, 1), st.integers(0, 0)),
         st.tuples(st.just("heartbeat"), st.floats(0, 0), st.sampled_from(range(len(list(Reason))))),
-        st.tuples(st.just("alive"), st.floats(0, 0), st.integers(0, 1)),
+        st.tuples(st.just("alive"), st.floats(0, 0), st.integers(0, 2)),
         st.tuples(st.just("joints"), st.floats(-9, 9), st.integers(-3, 3)),
         st.tuples(st.just("step"), st.floats(0, 0.2), st.integers(1, 2)),
         st.tuples(st.just("good"), st.floats(-0.3, 0.3), st.integers(1, 30)),
@@ -688,7 +719,7 @@ def test_whatever_happens_outputs_stay_finite_and_within_the_limits(
         elif kind == "heartbeat":
             gate.on_heartbeat(bench.ms, reasons[number], bench.now_s)
         elif kind == "alive":
-            gate.on_liveliness(bool(number))
+            gate.on_liveliness(number)
         elif kind == "joints":
             gate.on_joints(bench.ms * MS, np.full(4, value), np.full(4, float(number)), bench.now_s)
         elif kind == "step":
@@ -701,6 +732,7 @@ def test_whatever_happens_outputs_stay_finite_and_within_the_limits(
         elif kind == "stop":
             gate.stop()
         elif gate.at_rest:
+            gate.on_liveliness(1)
             gate.reset(publishers=1)
             before = gate.step(bench.now_s, bench.ros_ns)
     gate.stop()

@@ -20,9 +20,10 @@ What a planner must do (any command source that takes the planner's place must d
 
     The topic's DDS liveliness (lease ``HEARTBEAT_LEASE_S``, renewed by the DDS library itself)
     tells the gate of the death of the process within the lease; it brakes at once if no heartbeat
-    contradicts it (``doubt_s``). Apart from that it brakes when no heartbeat has come for
-    ``safety.max_heartbeat_age_s``, and when the stamp of an ``OK`` heartbeat has not changed for
-    ``safety.max_plan_age_s``. These three latch when they last for ``latch_after_s``.
+    contradicts it (``doubt_s``). Two that are alive at once are a fault, until a reset. Apart from
+    that it brakes when no heartbeat has come for ``safety.max_heartbeat_age_s``, and when the stamp
+    of an ``OK`` heartbeat has not changed for ``safety.max_plan_age_s``. These three latch when
+    they last for ``latch_after_s``.
 
 ``mpc_planner/verdict`` (``PointCloud2``, ``COMMAND_QOS``), published *before* its command:
     Height 1, width = steps (or 1), ``header.stamp`` equal to the command's to the nanosecond.
@@ -34,7 +35,8 @@ What a planner must do (any command source that takes the planner's place must d
 ``mpc_planner/command`` (the profile's message, ``COMMAND_QOS``):
     Built by ``command_message``. ``header.stamp`` is the ROS time at which it is published (not
     that of the frame), at ``action.rate_hz`` or faster. It is followed until it is
-    ``safety.max_command_age_s`` old. Sent only while the heartbeat says ``OK``.
+    ``safety.max_command_age_s`` old. Sent only while the heartbeat says ``OK``. Four times as many
+    as the profile's rate in a second are a fault while they last.
 
 What the gate gives
 -------------------
@@ -59,6 +61,7 @@ from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
@@ -74,6 +77,8 @@ from wm_node.safety.reasons import ORDINARY, Reason
 # Publishers are counted every so many steps; the count is a look into the local graph cache.
 _COUNT_EVERY = 5
 _MAX_VERDICT_POINTS = 4096
+# The newest command counts, but a flood of them must show: so many are read each period.
+_COMMANDS_QOS = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
 # Waiting for a last message to be acknowledged.
 _FLUSH = Duration(nanoseconds=200_000_000)
 
@@ -133,7 +138,7 @@ class SafetyGate(common.ManagedNode):
             command_type, "~/shadow_command", common.COMMAND_QOS
         )
         for kind, topic, callback, qos in (
-            (command_type, "mpc_planner/command", self._on_command, common.COMMAND_QOS),
+            (command_type, "mpc_planner/command", self._on_command, _COMMANDS_QOS),
             (PointCloud2, "mpc_planner/verdict", self._on_verdict, common.RELIABLE_QOS),
             (JointState, self._profile.joints.topic, self._on_joints, common.SENSOR_QOS),
         ):
@@ -209,7 +214,7 @@ class SafetyGate(common.ManagedNode):
         try:
             stamp_ns, values = common.read_command(self._profile, message)
         except WmError as error:
-            self._gate.on_malformed(str(error))
+            self._gate.on_malformed(str(error), now_s)
             return
         frame = common.command_frame(message)
         self._gate.on_command(stamp_ns, values, frame, now_s, self._ros_ns())
@@ -253,7 +258,7 @@ class SafetyGate(common.ManagedNode):
     def _on_liveliness(self, event: Any) -> None:
         if self._gate is None:
             return
-        self._gate.on_liveliness(event.alive_count > 0)
+        self._gate.on_liveliness(event.alive_count)
         if self._timer is None:
             return
         self._step()  # brake now, not at the next period

@@ -35,6 +35,8 @@ _NS = 1_000_000_000
 _KEPT_VERDICTS = 16
 # A clock that is being disciplined may step back by this much.
 _CLOCK_SLACK_S = 0.005
+# Commands within a second over those of the profile's rate that are no jitter any more.
+_FLOOD = 4.0
 
 
 class State(Enum):
@@ -158,6 +160,8 @@ class _Inputs:
     newest_stamp_ns: int = 0
     refused: _Fault = field(default_factory=_Fault)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
+    arrivals: deque[float] = field(default_factory=deque)
+    """When the commands of the last second came, as many as tell a flood."""
 
 
 class _Trail:
@@ -243,6 +247,8 @@ class Gate:
         self._send = True
         self._latched = _Fault()
         self._planner_lost_s = math.inf
+        self._planners = 1  # alive, as far as the middleware knows
+        self._flood = int(_FLOOD * profile.action.rate_hz)
         self._stepped: tuple[float, int] | None = None
         self._clock_moved_s = -math.inf
 
@@ -260,9 +266,10 @@ class Gate:
         planner.armed = reason is not Reason.PLANNER_INACTIVE
         planner.heard_s, planner.reason, planner.stamp_ns = now_s, reason, stamp_ns
 
-    def on_liveliness(self, alive: bool) -> None:
-        """The middleware tells whether the planner's process is alive."""
-        self._inputs.planner.alive = alive
+    def on_liveliness(self, planners: int) -> None:
+        """The middleware tells how many planners are alive."""
+        self._planners = planners
+        self._inputs.planner.alive = planners > 0
 
     def on_command(
         self, stamp_ns: int, values: Values, frame_id: str, now_s: float, ros_ns: int
@@ -272,6 +279,7 @@ class Gate:
         A command that cannot be accepted makes the gate brake until a good one comes.
         """
         inputs, safety = self._inputs, self._profile.safety
+        self._count(now_s)
         age_s = (ros_ns - stamp_ns) / _NS if stamp_ns else 0.0
         values = np.array(values, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -298,8 +306,15 @@ class Gate:
             return
         inputs.refused = fault
 
-    def on_malformed(self, detail: str) -> None:
+    def _count(self, now_s: float) -> None:
+        arrivals = self._inputs.arrivals
+        arrivals.append(now_s)
+        if len(arrivals) > self._flood + 1:
+            arrivals.popleft()
+
+    def on_malformed(self, detail: str, now_s: float) -> None:
         """A command arrived that could not be read."""
+        self._count(now_s)
         self._inputs.refused = _Fault(Reason.COMMAND_MALFORMED, detail)
 
     def on_verdict(self, verdict: Verdict) -> None:
@@ -350,6 +365,8 @@ class Gate:
             raise WmError("the robot is still braking; reset when it is at rest.")
         if publishers > 1:
             raise WmError("another node still publishes commands to the robot; stop it first.")
+        if self._planners > 1:
+            raise WmError(f"{self._planners} planners are alive; stop all but one first.")
         self._latched = _Fault()
         self._planner_lost_s = math.inf
         self._inputs = _Inputs()
@@ -459,6 +476,8 @@ class Gate:
         tracking = self._tracking_fault(now_s)
         if publishers > 1:
             return _Fault(Reason.SECOND_PUBLISHER, f"{publishers} publishers")
+        if self._planners > 1:
+            return _Fault(Reason.SECOND_PLANNER, f"{self._planners} are alive")
         if tracking.reason is not Reason.OK:
             return tracking
         for check in (self._clock_fault, self._planner_fault, self._joints_fault):
@@ -543,6 +562,11 @@ class Gate:
     def _command_fault(self, now_s: float, ros_ns: int) -> _Fault:
         inputs, limit_s = self._inputs, self._profile.safety.max_command_age_s
         self._promote(now_s)
+        while inputs.arrivals and inputs.arrivals[0] < now_s - 1.0:
+            inputs.arrivals.popleft()
+        if len(inputs.arrivals) > self._flood:
+            rate = self._profile.action.rate_hz
+            return _Fault(Reason.COMMAND_FLOOD, f"over {self._flood} in 1 s, expected {rate:g}")
         if inputs.refused.reason is not Reason.OK:
             return inputs.refused
         command = inputs.current

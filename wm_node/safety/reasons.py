@@ -43,6 +43,7 @@ class Reason(Enum):
     COMMAND_OLD = ("a command is stamped too far in the past", "synchronise clocks; check delays")
     COMMAND_NOT_FINITE = ("a command holds NaN or infinity", "read the planner's log")
     COMMAND_FOREIGN_FRAME = ("a command is in another frame", "check frame_id in the profile")
+    COMMAND_FLOOD = ("commands come far too fast", "find what floods the planner's topic")
     COMMAND_MALFORMED = ("a command lacks values or joints", "check joint names in the profile")
 
     # Limits of the profile.
@@ -70,6 +71,7 @@ class Reason(Enum):
     CLOCK_JUMP = ("the ROS clock jumped", "find out what set the clock, then reset", True)
     TRACKING_LOST = ("a joint is not where it was commanded", "find out why, then reset", True)
     SECOND_PUBLISHER = ("another node commands the robot", "stop that node, then reset", True)
+    SECOND_PLANNER = ("two planners command the gate", "stop one of them, then reset", True)
     OPERATOR_STOP = ("an operator stopped the robot", "reset when it is safe", True)
 
 
