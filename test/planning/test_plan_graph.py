@@ -36,6 +36,7 @@ def model(bundle: Bundle, request: pytest.FixtureRequest) -> WorldModel:
     model = WorldModel(bundle, load_engine(bundle, request.param))
     model.prepare((64,), (64, 3))
     model._uncertainty_scale = 0.75  # candidates of the random model lie on both sides of it
+    model._search_inputs["usual_uncertainty"][:] = 0.75
     return model
 
 

@@ -96,6 +96,12 @@ class WorldModel:
         self._events_trained = np.array(
             [trained is None or name in trained for name in self.profile.event_names], dtype=bool
         )
+        # Inputs of compiled searches that never change.
+        available = self._events_trained.astype(np.float32)
+        self._search_inputs = {
+            "events": available if available.size else np.zeros(1, np.float32),
+            "usual_uncertainty": np.array([self._uncertainty_scale], np.float32),
+        }
         labels = max(len(self.profile.labels), 1)
         self._label_mean = np.asarray(calibration.get("label_mean", [0.0] * labels), np.float32)
         self._label_std = np.asarray(calibration.get("label_std", [1.0] * labels), np.float32)
@@ -273,10 +279,7 @@ class WorldModel:
                 "joints": context.joints[None],
                 "past_actions": context.actions[None],
                 "goal_latent": goal,
-                "events": self._events_trained.astype(np.float32)
-                if self._events_trained.size
-                else np.zeros(1, np.float32),
-                "usual_uncertainty": np.array([self._uncertainty_scale], np.float32),
+                **self._search_inputs,
                 **{name: np.asarray(value, np.float32) for name, value in inputs.items()},
             },
         )
