@@ -38,4 +38,4 @@ def test_no_round_of_the_label_free_one_saw_a_label() -> None:
     assert len(rounds) == 2
     assert all(recipe["label_weight"] == recipe["label_gradient"] == 0.0 for recipe in rounds)
     # A check that cannot fail would be none: the other one did see them.
-    assert all(recipe["label_weight"] > 0.0 for recipe in lineage(resource(BUNDLE)))
+    assert all(recipe["label_gradient"] > 0.0 for recipe in lineage(resource(BUNDLE)))

@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("bundles/tabletop"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plans", type=int, default=200, help="of ours; three of each of theirs")
+    parser.add_argument("--plans", type=int, default=200, help="of ours; two of each of theirs")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -166,7 +166,7 @@ def main() -> None:
     theirs = {}
     for name, rollout in ways(net, args.threads).items():
         rollout(np.zeros((1, WIDTH), np.float32), np.zeros((SAMPLES, STEPS, ACTION), np.float32))
-        theirs[name] = min(plan_s(rollout) for _ in range(3))
+        theirs[name] = min(plan_s(rollout) for _ in range(2))
         print(f"LeWM's default plan, {name}: {theirs[name]:.2f} s", flush=True)
     fastest = min(theirs, key=theirs.__getitem__)
     ratios = {

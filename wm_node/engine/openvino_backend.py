@@ -2,8 +2,9 @@
 
 On processors that multiply bf16 natively, most graphs are computed in bf16 as a whole. Those marked
 ``full_precision`` stay in fp32, since the joints' law that every rollout reads needs its bits; but
-the products of the learned dynamics and heads, nearly all of their work, need them no more than
-those of the encoder, and are typed as bf16 one by one.
+the products of recurrent dynamics and of their heads, nearly all of their work, need them no more
+than those of the encoder, and are typed as bf16 one by one. The transformer's stay in fp32: its
+plans get worse (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class OpenVinoEngine:
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if "BF16" in native else "f32"
         self.name = f"openvino-{self.precision}"
+        recurrent = (bundle.manifest.get("model") or {}).get("transition_blocks", 0) > 0
+        self._narrow_products = recurrent and self.precision == "bf16"
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -92,7 +95,7 @@ class OpenVinoEngine:
             options = self._options
             if spec.full_precision:
                 options = {**options, "INFERENCE_PRECISION_HINT": "f32"}
-                if self.precision == "bf16":
+                if self._narrow_products:
                     type_products_as_bf16(model)
             compiled = self._core.compile_model(model, "CPU", options)
             self._requests[key] = compiled.create_infer_request()
