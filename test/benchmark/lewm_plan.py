@@ -13,7 +13,6 @@ image and cost are thus free.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_node.bundle import PRESETS, load_bundle
+from wm_node.json_file import write_json
 from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.timing import time_bundle
 
@@ -190,7 +190,7 @@ def main() -> None:
         "ours": ours,
     }
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -217,6 +217,35 @@ class Prompt:
     proposal: tuple[Floats, Floats] | None = None
 
 
+def prompt_of(policy: MpcPolicy, sim: TabletopSim, moment: Moment, use_proposal: bool) -> Prompt:
+    """Show a policy what was seen on the way to a state, with frames; the simulator is reset."""
+    policy.reset(task_for_seed(sim, moment.task.seed), sim)  # its picture is of the start
+    for observation in moment.observations:
+        context = policy.observe(observation)
+    proposal = policy.model.propose_for(context, policy.goal) if use_proposal else None
+    return Prompt(context, policy.goal, proposal)
+
+
+def ticks_seen(profile: RobotProfile) -> int:
+    """Return how many ticks' observations fill a context."""
+    return profile.model.context_steps * profile.model.ticks_per_step + 1
+
+
+def require_tabletop(bundle: Path, what: str) -> RobotProfile:
+    """Return a bundle's profile if it is of the simulated table-top, which ``what`` needs.
+
+    Raises:
+        WmError: it is of another robot.
+    """
+    profile = load_bundle(bundle).profile
+    if profile.label_names != LABELS or profile.event_names != EVENTS:
+        raise WmError(
+            f"{what} the simulated table-top; the bundle {bundle} is of "
+            f"robot '{profile.name}' with other labels or events."
+        )
+    return profile
+
+
 class _Judge:
     """Costs of predicted and of true futures, with one task's goal."""
 
@@ -503,21 +532,15 @@ def _run(job: _Job) -> StateRecord | Transitions:
     policy, sim, oracle = _bench(job.bundle, job.backend, job.goal, job.threads)
     settings, model = job.settings, policy.model
     profile, latency_s = model.profile, settings.plan.latency_s
-    rates = profile.model
-    seen = rates.context_steps * rates.ticks_per_step + 1
-    moment = find_moment(sim, job.seed, latency_s, seen, frames=not job.fit)
+    moment = find_moment(sim, job.seed, latency_s, ticks_seen(profile), frames=not job.fit)
     if job.fit:
         committed = committed_commands(moment.observations[-1], profile)
         actions = _sequences(moment, sim, profile, settings, committed)
         actions = actions[_spread(len(actions), SEQUENCES_TO_FIT)]
-        ticks = rates.ticks_per_step
+        ticks = profile.model.ticks_per_step
         watched = [watch(sim, moment.snapshot, one, ticks, policy.encode) for one in actions]
         return transitions(np.stack(watched), actions[:, ticks:])
-    policy.reset(task_for_seed(sim, job.seed), sim)  # a goal picture is of the episode's start
-    for observation in moment.observations:
-        context = policy.observe(observation)
-    proposal = model.propose_for(context, policy.goal) if settings.plan.use_proposal else None
-    prompt = Prompt(context, policy.goal, proposal)
+    prompt = prompt_of(policy, sim, moment, settings.plan.use_proposal)
     return measure(moment, prompt, model, sim, oracle, profile, settings, policy.encode)
 
 
@@ -557,12 +580,7 @@ def evaluate_fidelity(
         WmError: the bundle is of another robot, or a number is out of range.
     """
     settings = settings or Settings()
-    profile = load_bundle(bundle).profile
-    if profile.label_names != LABELS or profile.event_names != EVENTS:
-        raise WmError(
-            f"fidelity is measured against the simulated table-top; the bundle {bundle} is of "
-            f"robot '{profile.name}' with other labels or events."
-        )
+    profile = require_tabletop(bundle, "fidelity is measured against")
     if states < 2:
         raise WmError(f"{states} states are too few; use 2 or more.")
     # The inverse model's states come first: they are fewer, and any worker can take them.

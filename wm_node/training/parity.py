@@ -22,12 +22,10 @@ from wm_node.errors import WmError
 from wm_node.planning.objective import Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig
 from wm_node.planning.world_model import WorldModel
-from wm_node.sim.oracle import EVENTS, LABELS
 from wm_node.sim.processes import in_processes
 from wm_node.sim.seeds import STATE_SEED, evaluation_seeds
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import task_for_seed
-from wm_node.training.fidelity import find_moment
+from wm_node.training.fidelity import find_moment, prompt_of, require_tabletop, ticks_seen
 from wm_node.training.policies import MpcPolicy, PlanSettings, committed_commands
 
 REFERENCE = "torch"
@@ -67,20 +65,18 @@ def _run(job: _Job) -> Doubles:
     """Return the reference's cost (1 + B,) of its own plan and of each backend's, in one state."""
     policy, others, sim = _bench(job.bundle, job.backends, job.goal, job.threads, job.config)
     reference, settings = policy.model, PlanSettings(job.config)
-    profile, rates = reference.profile, reference.profile.model
-    seen = rates.context_steps * rates.ticks_per_step + 1
-    moment = find_moment(sim, job.seed, settings.latency_s, seen, frames=True)
-    policy.reset(task_for_seed(sim, job.seed), sim)  # a goal picture is of the episode's start
-    for observation in moment.observations:
-        context = policy.observe(observation)
-    goal = policy.goal
-    proposal = reference.propose_for(context, goal)
+    profile = reference.profile
+    moment = find_moment(sim, job.seed, settings.latency_s, ticks_seen(profile), frames=True)
+    prompt = prompt_of(policy, sim, moment, use_proposal=True)
+    context, goal = prompt.context, prompt.goal
+    committed = committed_commands(moment.observations[-1], profile)
     weights, objective = Weights.of(profile), Objective(profile)
 
     def chosen(model: WorldModel) -> Plan:
-        committed = committed_commands(moment.observations[-1], profile)
         planner = MpcPlanner(profile, job.config, job.seed)
-        return planner.plan(model, context, goal, committed, settings.latency_s, weights, proposal)
+        return planner.plan(
+            model, context, goal, committed, settings.latency_s, weights, prompt.proposal
+        )
 
     costs = []
     for model in (reference, *others):
@@ -121,12 +117,7 @@ def compare_choices(
     Raises:
         WmError: the bundle is of another robot, or a number is out of range.
     """
-    profile = load_bundle(bundle).profile
-    if profile.label_names != LABELS or profile.event_names != EVENTS:
-        raise WmError(
-            f"choices are compared in states of the simulated table-top; the bundle {bundle} is of "
-            f"robot '{profile.name}' with other labels or events."
-        )
+    require_tabletop(bundle, "choices are compared in states of")
     if states < 1:
         raise WmError("give at least one state.")
     jobs = [
