@@ -202,7 +202,7 @@ def run_phase(
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=phase.rate, betas=(0.9, 0.95))
+    optimiser = torch.optim.AdamW(groups, lr=phase.rate, betas=(0.9, 0.95), fused=True)
     if optimiser_state:
         _restore_moments(optimiser, optimiser_state)
     phase.module.train()
@@ -264,6 +264,12 @@ def _restore_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Ten
     full = optimiser.state_dict()
     full["state"] = state
     optimiser.load_state_dict(full)
+    # Checkpoints are contiguous. The fused step walks a parameter and its moments in the order of
+    # memory, so they must be laid out alike.
+    for parameter, entry in optimiser.state.items():
+        for name, value in entry.items():
+            if value.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter).copy_(value)
 
 
 def default_threads() -> int:

@@ -78,7 +78,10 @@ class _Run:
             fit_joint_labels(self.net, self.data)
         else:
             self._start_from(settings.start_from)
-        self.encoder_training = EncoderTraining(self.net).to(self.device)
+        # Channels last in memory, as frames come: convolutions then need not reorder them.
+        self.encoder_training = EncoderTraining(self.net).to(
+            self.device, memory_format=torch.channels_last
+        )
         identity = {
             "dataset": dataset.fingerprint,
             "profile": dataset.profile.dump(),
