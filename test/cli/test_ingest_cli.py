@@ -67,7 +67,7 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([str(mute), "--robot", "tabletop"], "no topic '/command'"),
         ([str(mute), "--robot", "unheard_of"], "unheard_of"),
         ([str(mute), "--robot", "tabletop", "--workers", "0"], "--workers"),
-        ([str(mute), "--robot", "tabletop", "--delays", "no.yaml"], "cannot read the overlay"),
+        ([str(mute), "--robot", "tabletop", "--overlay", "no.yaml"], "cannot read the overlay"),
         ([str(mute), "--robot", "tabletop", "--namespace", "arm"], "'/arm/image_raw'"),
     ):
         assert main(["ingest", *words, "--out", out]) == 1
@@ -90,7 +90,7 @@ def test_calibrate_writes_an_overlay_that_ingest_uses(
     assert "latency of camera front" in capsys.readouterr().out
     out = tmp_path / "data"
     words = ["ingest", str(bag), "--robot", "tabletop", "--out", str(out), "--workers", "1"]
-    assert main([*words, "--delays", str(overlay)]) == 0
+    assert main([*words, "--overlay", str(overlay)]) == 0
     profile = Dataset.open(out).profile
     delays = document["action_delay_s"]
     assert profile.action.delay_s == tuple(delays[name] for name in profile.action.names)

@@ -65,7 +65,7 @@ def _overlay(path: Path, robot: str) -> Path:
 def test_a_bag_is_played_predicted_and_reported(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["replay", str(bag), "--bundle", str(bundle.path), "--out", str(out)]
-    words += ["--delays", str(_overlay(tmp_path / "delays.yaml", "tabletop"))]
+    words += ["--overlay", str(_overlay(tmp_path / "delays.yaml", "tabletop"))]
     done = subprocess.run(
         [sys.executable, "-m", "wm_node.cli.main", *words],
         capture_output=True,
@@ -126,7 +126,7 @@ def test_an_overlay_of_another_robot_is_refused_before_anything_starts(
 ) -> None:
     out = tmp_path / "out"
     words = ["replay", str(bag), "--bundle", str(bundle.path), "--out", str(out)]
-    assert main([*words, "--delays", str(_overlay(tmp_path / "delays.yaml", "arm_3"))]) == 1
+    assert main([*words, "--overlay", str(_overlay(tmp_path / "delays.yaml", "arm_3"))]) == 1
     assert "no entry for the robot 'tabletop', only: arm_3" in capsys.readouterr().err
     assert not out.exists()
 

@@ -15,9 +15,11 @@ from wm_node.data.calibration import calibrate_delays
 from wm_node.data.delay import Estimate, Track, estimate_command_delays
 from wm_node.data.overlay import (
     Overlay,
+    RiskCalibration,
     RobotOverlay,
     apply_overlay,
     load_overlay,
+    with_overlay,
     write_overlay,
 )
 from wm_node.errors import WmError
@@ -201,3 +203,27 @@ def test_overlays_are_kept_by_robot_and_checked(tmp_path: Path, tabletop: RobotP
         load_overlay(path)
     with pytest.raises(WmError, match="cannot read"):
         load_overlay(tmp_path / "nowhere.yaml")
+
+
+def test_thresholds_of_risk_are_of_one_bundle_and_leave_the_delays_alone(
+    tmp_path: Path, tabletop: RobotProfile
+) -> None:
+    path = tmp_path / "overlay.yaml"
+    write_overlay(path, "tabletop", RobotOverlay(action_delay_s={"tip_vy": 0.2}))
+    risk = RiskCalibration(bundle="a" * 64, threshold={"fell": 0.2}, miss_rate=0.1)
+    write_overlay(path, "tabletop", RobotOverlay(risk=risk))
+    profile = with_overlay(tabletop, path, "a" * 64)
+    assert profile.action.delay_s == (0.0, 0.2)
+    before = tabletop.safety.risk_threshold
+    assert profile.safety.risk_threshold == {**before, "fell": 0.2}
+    # The gate knows no bundle; the world model's process, which does, refuses another one's.
+    assert with_overlay(tabletop, path).safety == profile.safety
+    with pytest.raises(WmError, match="run 'wm calibrate --risk' again"):
+        with_overlay(tabletop, path, "b" * 64)
+    unknown = RiskCalibration(bundle="a" * 64, threshold={"spilt": 0.2}, miss_rate=0.1)
+    wrong = Overlay(format=1, robots={"tabletop": RobotOverlay(risk=unknown)})
+    with pytest.raises(WmError, match="names events that the profile does not have"):
+        apply_overlay(tabletop, wrong)
+    path.write_text(path.read_text().replace("fell: 0.2", "fell: 1.2"))
+    with pytest.raises(WmError, match="not an overlay"):
+        load_overlay(path)

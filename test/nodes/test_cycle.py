@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,13 @@ import pytest
 from wm_node.bundle import Bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
-from wm_node.nodes.cycle import CommandSchedule, ControlCycle, Decision, Limits
+from wm_node.nodes.cycle import (
+    CommandSchedule,
+    ControlCycle,
+    Decision,
+    ExternalCommand,
+    Limits,
+)
 from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
 from wm_node.planning.context import NotReady
 from wm_node.planning.hold import HoldLimits
@@ -282,3 +289,59 @@ def test_an_arm_in_joint_positions_plans_from_where_it_is(
     assert decision.reason is Reason.OK
     assert decision.actions is not None
     assert decision.actions.shape == (16, 7)
+
+
+def external(values: list[float], age_s: float = 0.0, **more: Any) -> ExternalCommand:
+    return ExternalCommand(time.monotonic_ns() - round(age_s * S), np.array(values), **more)
+
+
+def test_an_external_command_is_foreseen_and_followed_without_a_goal(cycles: Cycles):
+    cycles.cycle.supervising = True
+    assert cycles.run().reason is Reason.NO_COMMAND
+    cycles.cycle.external = external([0.1, -0.05])
+    decision = cycles.run(NOW + 100 * MS)
+    assert decision.reason is Reason.OK
+    assert decision.actions is not None
+    assert decision.actions[0] == pytest.approx(decision.speed * np.array([0.1, -0.05]))
+    assert decision.outcomes is not None
+    assert decision.outcomes.risk.shape == (1, 8, 2)
+    # What was handed on is in force when the next one is foreseen.
+    effect_ns = NOW + 200 * MS + cycles.cycle.latency_ns
+    committed = cycles.cycle.schedule.committed(effect_ns, 1, 100 * MS, np.zeros(2))
+    assert committed[0] == pytest.approx(decision.actions[0])
+
+
+def test_external_commands_that_cannot_be_followed_have_a_reason(cycles: Cycles):
+    cycles.cycle.supervising = True
+    cycles.cycle.set_goal(FAR)  # of the planner, which must not command meanwhile
+    for command, reason in (
+        (external([0.1, 0.0], age_s=0.3), Reason.COMMAND_STALE),
+        (external([0.0, 0.0], reason=Reason.COMMAND_NOT_FINITE), Reason.COMMAND_NOT_FINITE),
+        (external([0.0, 0.0], reason=Reason.COMMAND_MALFORMED), Reason.COMMAND_MALFORMED),
+    ):
+        cycles.cycle.external = command
+        decision = cycles.run()
+        assert decision.reason is reason
+        assert decision.actions is None
+        assert decision.outcomes is not None
+
+
+def test_lasting_surprise_ends_external_commands_too(cycles: Cycles):
+    cycles.cycle.supervising = True
+    reasons = []
+    for k in range(3):
+        cycles.cycle.external = external([0.1, 0.0])
+        reasons.append(cycles.run(NOW + k * 100 * MS, 6.0).reason)
+    assert reasons == [Reason.OK, Reason.OK, Reason.SURPRISE]
+
+
+def test_a_future_of_an_external_command_that_is_not_finite_is_an_engine_error(
+    random_bundle: Bundle, model: WorldModel
+):
+    broken = _broken(model, lambda out: replace(out, latents=np.full_like(out.latents, np.nan)))
+    cycles = Cycles(random_bundle, broken)
+    cycles.cycle.supervising = True
+    cycles.cycle.external = external([0.1, 0.0])
+    decision = cycles.run()
+    assert decision.reason is Reason.ENGINE_ERROR
+    assert decision.actions is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import yaml
 from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import State
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -22,7 +23,7 @@ from std_msgs.msg import Header
 
 from wm_node.bundle import Bundle
 from wm_node.errors import WmError
-from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns
+from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns, steady_clock
 from wm_node.nodes.mpc_planner import MpcPlannerNode
 from wm_node.nodes.pointcloud import unpack
 from wm_node.nodes.world_model import WorldModelNode
@@ -297,6 +298,118 @@ def test_a_planner_that_commands_nothing_does_not_miss_the_readback(operated: Pa
         details.add(pair.planner._detail)
     assert not buffer.readback_exists
     assert not any("actions" in detail for detail in details)
+
+
+@pytest.fixture
+def supervised(operated: Pair) -> Iterator[Pair]:
+    """Both nodes at rest, taking external commands; the planner commands again afterwards."""
+    _set_goal(operated, [])
+    operated.robot.await_reason("NO_GOAL")
+    operated.robot.await_(lambda: _select(operated, "external").successful, "rest")
+    operated.robot.await_reason("NO_COMMAND")
+    yield operated
+    operated.robot.await_(lambda: _select(operated, "planner").successful, "rest")
+
+
+def _select(pair: Pair, source: str) -> Any:
+    (result,) = pair.planner.set_parameters([Parameter("source", value=source)])
+    return result
+
+
+class Teleoperation:
+    """Publishes commands as a person's joystick does, until it is closed."""
+
+    def __init__(self, pair: Pair, vx: float, frame: str = "table", ago_s: float = 0.0) -> None:
+        self._node = pair.robot.node
+        self._topic = self._node.create_publisher(TwistStamped, "external_command", COMMAND_QOS)
+        self.vx, self._frame, self._ago = vx, frame, Duration(seconds=ago_s)
+        self._timer = self._node.create_timer(0.05, self._send, clock=steady_clock())
+
+    def _send(self) -> None:
+        message = TwistStamped()
+        message.header.frame_id = self._frame
+        message.header.stamp = (self._node.get_clock().now() - self._ago).to_msg()
+        message.twist.linear.x = self.vx
+        self._topic.publish(message)
+
+    def close(self) -> None:
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_publisher(self._topic)
+
+
+@pytest.fixture
+def teleoperate(supervised: Pair) -> Iterator[Callable[..., Teleoperation]]:
+    made: list[Teleoperation] = []
+
+    def start(vx: float, **more: Any) -> Teleoperation:
+        made.append(Teleoperation(supervised, vx, **more))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def test_external_commands_are_handed_on_with_their_verdict(
+    supervised: Pair, teleoperate: Callable[..., Teleoperation]
+):
+    robot = supervised.robot
+    commands, verdicts = robot.fresh(COMMAND), robot.fresh(VERDICT)
+    stick = teleoperate(0.12)
+    robot.await_(lambda: len(commands) >= 5, "commands")
+    # As fast as the operator wants, or slower where the random model sees a risk.
+    assert {round(command.twist.linear.x, 3) for command in commands} <= {0.12, 0.06}
+    told = {unpack(verdict)[0]: unpack(verdict)[1] for verdict in verdicts}
+    for command in list(commands):
+        channels = told[stamp_to_ns(command.header.stamp)]
+        assert np.isfinite(channels["risk_fell"]).all()
+    robot.await_diagnostics(
+        PLANNER, lambda text, v: v["source"] == "external" and int(v["external_commands"]) > 0
+    )
+    # An operator who lets go: the robot is braked, not sent the last command again and again.
+    stick.close()
+    robot.await_reason("COMMAND_STALE")
+    commands = robot.fresh(COMMAND)
+    robot.await_reason("COMMAND_STALE")
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"vx": float("nan")}, "COMMAND_NOT_FINITE"),
+        ({"vx": 0.1, "frame": "map"}, "COMMAND_FOREIGN_FRAME"),
+        ({"vx": 0.1, "ago_s": 1.0}, "COMMAND_OLD"),
+        ({"vx": 0.1, "ago_s": -1.0}, "COMMAND_FUTURE"),
+    ],
+)
+def test_external_commands_that_cannot_be_followed_end_the_motion(
+    supervised: Pair,
+    teleoperate: Callable[..., Teleoperation],
+    given: dict[str, Any],
+    reason: str,
+):
+    commands = supervised.robot.fresh(COMMAND)
+    teleoperate(**given)
+    supervised.robot.await_reason(reason)
+    assert commands == []
+
+
+def test_the_source_of_commands_changes_at_rest_only(operated: Pair):
+    robot = operated.robot
+    _set_weights(operated, 0.0)  # else standing still looks best to random weights
+    commands = robot.fresh(COMMAND)
+    robot.await_(lambda: any(c.twist.linear.x or c.twist.linear.y for c in commands), "motion")
+    refused = _select(operated, "external")
+    assert not refused.successful
+    assert "at rest only" in refused.reason
+    robot.await_reason("OK")
+
+
+def test_a_source_that_does_not_exist_is_refused(operated: Pair):
+    refused = _select(operated, "joystick")
+    assert not refused.successful
+    assert "external" in refused.reason
 
 
 def _set_weights(pair: Pair, share: float) -> None:

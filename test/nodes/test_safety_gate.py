@@ -100,9 +100,9 @@ class TestNode:
         gate, joints = node._gate, load_profile("g1_bottle").joints
         assert gate is not None
         lower, upper = np.array(joints.lower), np.array(joints.upper)
-        gate.on_joints(1, lower, None, 1.0)
+        gate.on_joints(1, lower, None, 1.0, 1)
         gate.step(1.0, 10**18)
-        gate.on_joints(2, upper, 0 * upper, 1.02)
+        gate.on_joints(2, upper, 0 * upper, 1.02, 2)
         decision = gate.step(1.02, 10**18 + 20_000_000)
         assert decision.latched is not shadow
         assert (decision.reason is Reason.TRACKING_LOST) is not shadow

@@ -389,7 +389,7 @@ def test_what_cannot_run_fails_at_configure_with_one_sentence(
             (random_bundle.path, profile, "", "its joint names are (base_yaw, shoulder, elbow"),
             (random_bundle.path, "", overlay, "another_arm"),
         ):
-            values = {"bundle": str(path), "robot": str(robot), "delays": str(delays)}
+            values = {"bundle": str(path), "robot": str(robot), "overlay": str(delays)}
             rig.set_strings(f"wrong/{WORLD}", values)
             with pytest.raises(WmError, match="refused to configure"):
                 rig.caller.change(f"wrong/{WORLD}", "configure")

@@ -40,14 +40,14 @@ class Bench:
         self.reason = Reason.OK
         self.command = FORWARD
         self.frame = "table"
-        self.stamp_shift_ms = 0
+        self.stamp_shift_ms = self.joint_shift_ms = 0
         self.risk: dict[str, float] = {"fell": 0.1, "zone": 0.1}
         self.uncertainty = self.surprise = math.nan
         self.publishers = 1
         self.flood = self.malformed = 0  # commands more, each period
         self.positions = np.zeros(4)
         self.velocities = np.zeros(4)
-        self.plan_stamp = 0
+        self.plan_stamp = self.joint_states = 0
 
     @property
     def now_s(self) -> float:
@@ -76,7 +76,9 @@ class Bench:
         if "heartbeat" not in self.muted:
             self.gate.on_heartbeat(self.plan_stamp, self.reason, self.now_s)
         if "joints" not in self.muted:
-            self.gate.on_joints(self.ms * MS, self.positions, self.velocities, self.now_s)
+            self.joint_states += 1  # no stamp comes twice, even while the clock stands still
+            stamp = self.ros_ns + self.joint_shift_ms * MS + self.joint_states
+            self.gate.on_joints(stamp, self.positions, self.velocities, self.now_s, self.ros_ns)
         return self.gate.step(self.now_s, self.ros_ns, self.publishers)
 
     def run(self, ticks: int) -> Decision:
@@ -140,6 +142,8 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], Reason, bool]] = {
     "command stale": (_mute("command"), Reason.COMMAND_STALE, False),
     "no verdict": (_mute("verdict"), Reason.UNVERIFIED, False),
     "joints stale": (_mute("joints"), Reason.JOINTS_STALE, False),
+    "joints old": (_set(joint_shift_ms=-150), Reason.JOINTS_STALE, False),
+    "joints ahead": (_set(joint_shift_ms=100), Reason.JOINTS_FUTURE, False),
     "joints NaN": (_set(positions=np.full(4, np.nan)), Reason.JOINTS_NOT_FINITE, False),
     "joints too fast": (_set(velocities=np.full(4, 4.0)), Reason.VELOCITY_LIMIT, False),
     "joint at its limit": (
@@ -219,6 +223,7 @@ def test_after_a_fault_only_latching_reasons_need_a_reset(name: str) -> None:
     for key in ("muted", "reason", "command", "frame", "stamp_shift_ms", "risk", "publishers"):
         setattr(bench, key, getattr(healed, key))
     bench.uncertainty = bench.surprise = math.nan
+    bench.joint_shift_ms = 0
     bench.flood = bench.malformed = 0
     bench.positions, bench.velocities = np.zeros(4), np.zeros(4)
     bench.gate.on_liveliness(1)
@@ -391,17 +396,59 @@ def test_a_command_over_the_limit_is_reduced_and_named() -> None:
 def test_a_repeated_joint_state_is_not_fresh() -> None:
     bench = moving()
     bench.muted.add("joints")
-    for _ in range(10):
-        bench.gate.on_joints(7, bench.positions, bench.velocities, bench.now_s)
+    repeated = bench.ros_ns + 7
+    for _ in range(7):  # the last decision is 0.14 s after the state came
+        bench.gate.on_joints(repeated, bench.positions, bench.velocities, bench.now_s, bench.ros_ns)
         decision = bench.tick()
     assert decision.reason is Reason.JOINTS_STALE
+
+
+class Locked(Bench):
+    """A gate with a lock, which an operator holds open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate(self.profile, lockable=True)
+        self.lock: bool | None = False
+
+    def tick(self) -> Decision:
+        if self.lock is not None:
+            self.gate.on_lock(self.lock, self.now_s)
+        return super().tick()
+
+
+@pytest.mark.parametrize(
+    ("lock", "detail", "within"), [(True, "engaged", 1), (None, "silent for 0.3", 17)]
+)
+def test_a_lock_that_is_engaged_or_silent_brakes_and_lets_go_by_itself(
+    lock: bool | None, detail: str, within: int
+) -> None:
+    bench = Locked()
+    assert bench.run(20).state is State.PASS
+    bench.lock = lock
+    decision, ticks = bench.until(lambda d: d.state is not State.PASS)
+    assert (decision.reason, decision.state) == (Reason.LOCKED, State.BRAKE)
+    assert decision.detail.startswith(detail)
+    assert ticks <= within
+    assert bench.run(40).state is State.HOLD
+    bench.lock = False
+    assert bench.run(20).state is State.PASS
+
+
+def test_a_lock_that_was_never_heard_is_engaged() -> None:
+    bench = Locked()
+    bench.lock = None
+    decision = bench.run(20)
+    assert (decision.reason, decision.detail) == (Reason.LOCKED, "never heard")
+    assert not decision.output.any()
 
 
 def test_joint_velocities_are_differenced_where_they_are_not_measured() -> None:
     bench = moving()
     bench.muted.add("joints")
     for i in range(2):
-        bench.gate.on_joints((bench.ms + 10 * i) * MS, np.full(4, 0.05 * i), None, bench.now_s)
+        stamp = bench.ros_ns + 10 * i * MS
+        bench.gate.on_joints(stamp, np.full(4, 0.05 * i), None, bench.now_s, bench.ros_ns)
     assert bench.tick().reason is Reason.VELOCITY_LIMIT
 
 
@@ -721,7 +768,8 @@ def test_whatever_happens_outputs_stay_finite_and_within_the_limits(
         elif kind == "alive":
             gate.on_liveliness(number)
         elif kind == "joints":
-            gate.on_joints(bench.ms * MS, np.full(4, value), np.full(4, float(number)), bench.now_s)
+            speeds = np.full(4, float(number))
+            gate.on_joints(bench.ros_ns, np.full(4, value), speeds, bench.now_s, bench.ros_ns)
         elif kind == "step":
             bench.ms += round(value * 1000)
             check(gate.step(bench.now_s, bench.ros_ns, number), round(value * 1000) / 1000)

@@ -1,4 +1,4 @@
-"""``wm calibrate --delay``: how long commands take to act and frames to arrive, from bags."""
+"""``wm calibrate``: delays of a robot from its bags, thresholds of a bundle's foreseen risk."""
 
 from __future__ import annotations
 
@@ -7,46 +7,140 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from wm_node.cli.progress import bags_progress
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import load_profile
+from wm_node.resources import BUNDLE, resource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
+    parser.epilog = (
+        "Examples: wm calibrate --delay BAGS --robot my_robot.yaml --out overlay.yaml; "
+        "wm calibrate --risk --bundle bundles/tabletop --source external --out overlay.yaml."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--delay",
         metavar="BAGS",
         nargs="+",
         type=Path,
-        required=True,
         help="estimate delays from these bags or folders of bags, in which the robot moves",
     )
-    parser.add_argument("--robot", required=True, help="profile: a path or a shipped name")
+    what.add_argument(
+        "--risk",
+        action="store_true",
+        help="find the risk from which the gate stops, so that of the events to come at most "
+        "--miss-rate are alarmed too late; on episodes of the simulated table-top",
+    )
+    parser.add_argument("--robot", help="of --delay: profile, a path or a shipped name")
     parser.add_argument(
         "--namespace", default="", help="where the profile's topics lie in the bags"
     )
     parser.add_argument("--max-delay", type=float, default=1.0, help="longest delay searched, in s")
     parser.add_argument(
-        "--out", type=Path, default=None, help="overlay to write, for '--delays' and the nodes"
+        "--out", type=Path, default=None, help="overlay to write, for '--overlay' and the nodes"
     )
     parser.add_argument(
-        "--bundle", type=Path, default=None, help="key the overlay to this bundle as well"
+        "--bundle",
+        type=Path,
+        default=None,
+        help="whose risk to calibrate (default: bundles/tabletop); key delays to it as well",
     )
+    risk = parser.add_argument_group("with --risk")
+    risk.add_argument(
+        "--source",
+        choices=("planner", "external"),
+        default="planner",
+        help="what commands the robot: the planner, or others that it supervises",
+    )
+    risk.add_argument("--episodes", type=int, default=600, help="to play")
+    risk.add_argument("--seed", type=int, default=0, help="of the episodes")
+    risk.add_argument("--miss-rate", type=float, default=0.05, help="share of events, by event")
+    risk.add_argument("--backend", default="openvino", help="openvino or torch")
+    risk.add_argument("--workers", type=int, default=2, help="parallel processes")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write the overlay where asked."""
+    return _run_risk(args) if args.risk else _run_delay(args)
+
+
+def _run_risk(args: argparse.Namespace) -> int:
+    from wm_node.bundle import load_bundle
+    from wm_node.data.overlay import RiskCalibration, RobotOverlay, write_overlay
+    from wm_node.sim.seeds import CALIBRATION_SEED
+    from wm_node.training.alarms import collect_records, conformal_thresholds, thresholds_of
+
+    if not 0.0 < args.miss_rate < 1.0:
+        raise WmError("--miss-rate must lie between 0 and 1.")
+    bundle = load_bundle(args.bundle or resource(BUNDLE))
+    profile, console = bundle.profile, Console()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("playing episodes", total=args.episodes)
+        records = collect_records(
+            bundle.path,
+            args.source,
+            args.episodes,
+            args.seed,
+            thresholds_of(profile),
+            CALIBRATION_SEED,
+            args.backend,
+            args.workers,
+            guarded=False,
+            advance=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    chosen = conformal_thresholds(records, args.miss_rate)
+    table = Table(
+        "event",
+        "stops above",
+        "events",
+        "calm episodes",
+        "of these alarmed",
+        title=f"Commands of {args.source}; at most {100 * args.miss_rate:g} % alarmed too late",
+    )
+    for event, figures in chosen.items():
+        table.add_row(
+            event,
+            f"{figures['threshold']:.3f}",
+            str(figures["events"]),
+            str(figures["calm_episodes"]),
+            str(figures["calm_alarmed"]),
+        )
+    console.print(table)
+    calibration = RiskCalibration(
+        bundle=bundle.sha256,
+        threshold={event: figures["threshold"] for event, figures in chosen.items()},
+        miss_rate=args.miss_rate,
+        measured={
+            "source": args.source,
+            "episodes": args.episodes,
+            "seed": args.seed,
+            "events": chosen,
+        },
+    )
+    if args.out is not None:
+        write_overlay(args.out, profile.name, RobotOverlay(risk=calibration))
+        console.print(f"written to {args.out}", highlight=False, soft_wrap=True)
+    if args.json is not None:
+        write_json(args.json, calibration.model_dump(mode="json"))
+    return 0
+
+
+def _run_delay(args: argparse.Namespace) -> int:
     # Imported here: --help must not need the bag and array libraries.
     from wm_node.data.calibration import calibrate_delays
     from wm_node.data.overlay import write_overlay
 
     if not 0.1 <= args.max_delay <= 2.0:
         raise WmError("--max-delay must lie between 0.1 and 2 seconds.")
+    if args.robot is None:
+        raise WmError("--delay needs the --robot whose bags these are.")
     profile = load_profile(args.robot)
     console = Console()
     with bags_progress(console, "reading") as progress:

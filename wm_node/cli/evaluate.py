@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from wm_node.cli.alarms import add_alarm_arguments, run_alarms
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_bag_arguments(parser)
     add_fidelity_arguments(parser)
+    add_alarm_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,12 +103,14 @@ def run(args: argparse.Namespace) -> int:
         return run_bags(args)
     by_picture = args.suite and args.goal == "image"
     args.bundle = args.bundle or resource(LABEL_FREE_BUNDLE if by_picture else BUNDLE)
+    if sum(map(bool, (args.suite, args.fidelity, args.alarms))) > 1:
+        raise WmError("give one of --suite, --fidelity and --alarms.")
     if args.fidelity:
-        if args.suite:
-            raise WmError("give either --suite or --fidelity, not both.")
         return run_fidelity(args, _settings(args))
+    if args.alarms:
+        return run_alarms(args)
     if not args.suite:
-        raise WmError("say what to evaluate: --suite tabletop, --bags DIR or --fidelity.")
+        raise WmError("say what to evaluate: --suite tabletop, --bags DIR, --fidelity or --alarms.")
     return _run_suite(args)
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--namespace", default="", help="where the profile's topics lie in the bags"
     )
     parser.add_argument(
-        "--delays", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
+        "--overlay", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
     )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a CPU)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     """Ingest and print a summary; every bag that was skipped is named with the reason."""
     # Imported here: --help must not need the bag and array libraries.
     from wm_node.data.ingest import CONTACT_SHEET, default_workers, ingest
-    from wm_node.data.overlay import with_delays
+    from wm_node.data.overlay import with_overlay
 
-    profile = with_delays(load_profile(args.robot), args.delays)
+    profile = with_overlay(load_profile(args.robot), args.overlay)
     workers = default_workers() if args.workers is None else args.workers
     if workers < 1:
         raise WmError("--workers must be at least 1.")

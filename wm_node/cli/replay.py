@@ -21,7 +21,7 @@ from wm_node.cli.processes import (
 )
 from wm_node.cli.progress import progress_bar
 from wm_node.data.bags import Bag, BagError, find_bags
-from wm_node.data.overlay import with_delays
+from wm_node.data.overlay import with_overlay
 from wm_node.data.recorded_topics import RecordedTopics
 from wm_node.data.streams import IMAGE_TRANSPORTS, IMAGE_TYPES
 from wm_node.errors import WmError
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="bundle whose model looks on")
     parser.add_argument("--robot", help="robot profile (default: the bundle's)")
     parser.add_argument(
-        "--delays", type=Path, help="overlay written by 'wm calibrate --delay' (default: none)"
+        "--overlay", type=Path, help="overlay written by 'wm calibrate --delay' (default: none)"
     )
     parser.add_argument("--out", type=Path, default=Path("wm_replay"), help="folder of the results")
     parser.add_argument("--rate", type=float, default=1.0, help="playback rate; 1: as recorded")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     require(("rclpy", "ros"), ("jinja2", "report"), ("matplotlib", "report"))
     bundle = load_bundle(args.bundle)
     profile = bundle.profile if args.robot is None else load_profile(args.robot)
-    profile = with_delays(profile, args.delays, bundle.sha256)
+    profile = with_overlay(profile, args.overlay, bundle.sha256)
     sources = find_bags([args.bag])
     if len(sources) > 1:
         raise WmError(f"{args.bag} holds {len(sources)} bags; name one of them.")

@@ -1,4 +1,4 @@
-"""What belongs to one robot and not to its model: measured delays, in a YAML file.
+"""What belongs to one robot and not to its model: measured delays and risk thresholds, as YAML.
 
 A bundle never changes after it is written; the overlay is laid over its profile instead. Entries
 are keyed by robot, and by bundle hash where they hold for one bundle only:
@@ -9,6 +9,10 @@ are keyed by robot, and by bundle hash where they hold for one bundle only:
         bundle: null              # or the sha256 of the bundle
         action_delay_s: {shoulder: 0.11, elbow: 0.12}
         camera_latency_s: {front: 0.04}
+        risk:                     # of one bundle, always
+          bundle: 4af2...
+          threshold: {fell: 0.31, zone: 0.42}
+          miss_rate: 0.1
 """
 
 from __future__ import annotations
@@ -27,15 +31,29 @@ MAX_BYTES = 1_000_000
 Delay = Annotated[float, Field(ge=0, le=2)]
 
 
+class RiskCalibration(BaseModel):
+    """Highest risk of each event that passes, for the risk that one bundle foresees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    threshold: dict[str, Annotated[float, Field(gt=0, le=1)]]
+    miss_rate: Annotated[float, Field(gt=0, lt=1)]
+    measured: dict[str, Any] = {}
+
+
 class RobotOverlay(BaseModel):
-    """The delays of one robot, in seconds; names that are absent keep the profile's value."""
+    """What was measured of one robot; what is absent keeps the profile's value. Seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str | None = None
+    """Which the delays hold for, if only for one."""
     action_delay_s: dict[str, Delay] = {}
     camera_latency_s: dict[str, Delay] = {}
     measured: dict[str, Any] = {}
+    """Of the delays."""
+    risk: RiskCalibration | None = None
 
 
 class Overlay(BaseModel):
@@ -63,13 +81,13 @@ def load_overlay(path: str | Path) -> Overlay:
         raise WmError(f"cannot read the overlay {file}: {error}.") from error
     except (yaml.YAMLError, ValidationError) as error:
         first = " ".join(str(error).split())[:200]
-        raise WmError(f"{file} is not an overlay of 'wm calibrate --delay': {first}.") from error
+        raise WmError(f"{file} is not an overlay of 'wm calibrate': {first}.") from error
 
 
 def apply_overlay(
     profile: RobotProfile, overlay: Overlay, bundle_sha256: str | None = None
 ) -> RobotProfile:
-    """Return the profile with the robot's own delays.
+    """Return the profile with the robot's own delays and risk thresholds.
 
     Args:
         profile: the robot.
@@ -88,10 +106,19 @@ def apply_overlay(
             f"the overlay of '{profile.name}' was measured for bundle {entry.bundle[:12]}, not for "
             f"{bundle_sha256[:12]}: run 'wm calibrate --delay' again."
         )
+    risk = entry.risk
+    if risk is not None and bundle_sha256 is not None and risk.bundle != bundle_sha256:
+        raise WmError(
+            f"the risk thresholds of '{profile.name}' were calibrated for bundle "
+            f"{risk.bundle[:12]}, not for {bundle_sha256[:12]}: run 'wm calibrate --risk' again."
+        )
     cameras = [camera.name for camera in profile.cameras]
     _check_names("action", entry.action_delay_s, profile.action.names)
     _check_names("camera", entry.camera_latency_s, cameras)
     data = profile.dump()
+    if risk is not None:
+        _check_names("event", risk.threshold, profile.event_names)
+        data["safety"]["risk_threshold"] |= risk.threshold
     if entry.action_delay_s:
         old = profile.action.delay_s or (0.0,) * len(profile.action.names)
         data["action"]["delay_s"] = [
@@ -103,10 +130,10 @@ def apply_overlay(
     return parse_profile(data, f"the profile '{profile.name}' with its overlay")
 
 
-def with_delays(
+def with_overlay(
     profile: RobotProfile, path: str | Path | None, bundle_sha256: str | None = None
 ) -> RobotProfile:
-    """Return the profile with the delays of an overlay file; without a file, the profile itself.
+    """Return the profile with what an overlay file holds; without a file, the profile itself.
 
     Raises:
         WmError: see :func:`load_overlay` and :func:`apply_overlay`.
@@ -115,16 +142,19 @@ def with_delays(
 
 
 def write_overlay(path: Path, robot: str, entry: RobotOverlay) -> None:
-    """Write one robot's entry; entries of other robots in the file are kept.
+    """Write what is set in one robot's entry; all else in the file is kept.
 
     Raises:
         WmError: the file there is no overlay, or cannot be written.
     """
     robots = dict(load_overlay(path).robots) if path.exists() else {}
-    robots[robot] = entry
+    before = robots[robot].model_dump(exclude_unset=True) if robot in robots else {}
+    robots[robot] = RobotOverlay.model_validate(before | entry.model_dump(exclude_unset=True))
     data = {
         "format": 1,
-        "robots": {name: item.model_dump(mode="json") for name, item in robots.items()},
+        "robots": {
+            name: item.model_dump(mode="json", exclude_unset=True) for name, item in robots.items()
+        },
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from wm_node.planning.context import NotReady
 from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
+from wm_node.planning.supervision import SupervisionConfig, Supervisor
 from wm_node.planning.world_model import Context, Outcomes
 from wm_node.safety.reasons import Reason
 
@@ -44,6 +45,7 @@ class Decision:
         plan_ms: duration of the search; NaN without one.
         cost: of the plan; NaN without one.
         goal: that the plan is for.
+        speed: share of its speed at which an external command is followed.
     """
 
     tick: Tick
@@ -55,6 +57,24 @@ class Decision:
     plan_ms: float = float("nan")
     cost: float = float("nan")
     goal: Goal | None = None
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class ExternalCommand:
+    """The newest command of something other than the planner.
+
+    Attributes:
+        received_ns: when it came, steady clock.
+        values: (A,) in the profile's units; not to be followed unless ``reason`` is ``OK``.
+        reason: ``OK``, or why it cannot be followed.
+        detail: more about the reason, for people.
+    """
+
+    received_ns: int
+    values: Doubles
+    reason: Reason = Reason.OK
+    detail: str = ""
 
 
 class CommandSchedule:
@@ -128,10 +148,11 @@ class _GoalState:
 
 
 class ControlCycle:
-    """Plans in the inference thread.
+    """Plans in the inference thread, or supervises commands of others (``supervising``).
 
-    Goal, weights, limits, ``use_proposal`` and ``search``, the size of the search, may be set from
-    any thread at any time; they count from the next cycle.
+    Goal, weights, limits, ``use_proposal``, ``search``, the size of the search, ``supervising`` and
+    ``external``, the newest command of others, may be set from any thread at any time; they count
+    from the next cycle.
 
     Args:
         foresight: model, context and thread.
@@ -139,6 +160,7 @@ class ControlCycle:
         latency_s: from a frame's stamp to the effect of the command planned from it.
         decided: called in the inference thread with each decision.
         seed: of the search.
+        supervision: how commands of others are foreseen.
     """
 
     def __init__(
@@ -148,6 +170,7 @@ class ControlCycle:
         latency_s: float,
         decided: Callable[[Decision], None],
         seed: int = 0,
+        supervision: SupervisionConfig | None = None,
     ) -> None:
         profile = foresight.profile
         self.profile = profile
@@ -157,6 +180,9 @@ class ControlCycle:
         self.weights = Weights.of(profile)
         self.limits = Limits()
         self.use_proposal = True
+        self.supervising = False
+        self.external: ExternalCommand | None = None
+        self.supervisor = Supervisor(foresight.model, supervision or SupervisionConfig(), latency_s)
         self.latency_s = latency_s
         self.latency_ns = round(latency_s * 1e9)
         self.plan_ms = Samples()
@@ -232,6 +258,8 @@ class ControlCycle:
             if context.reason == "actions":
                 missing += f": nothing is read back on '{self.profile.action.readback.topic}'"
             return Decision(tick, Reason.CONTEXT_EMPTY, missing, surprise=observation.surprise)
+        if self.supervising:
+            return self._supervise(observation, context)
         state = self._goal
         if state.goal is None:
             self.planner.reset()
@@ -247,13 +275,9 @@ class ControlCycle:
         self.plan_ms.add(plan_ms)
         if not (np.isfinite(plan.actions).all() and np.isfinite(plan.outcomes.latents).all()):
             raise WmError("the plan holds NaN or infinity.")
-        effect_ns = tick.stamp_ns + self.latency_ns
-        reason = self._judge(observation.surprise)
-        if reason is Reason.OK:
-            self.schedule.put(effect_ns, plan.actions[0])
         return Decision(
             tick,
-            reason,
+            self._follow(observation, plan.actions),
             actions=plan.actions,
             outcomes=plan.outcomes,
             surprise=observation.surprise,
@@ -262,25 +286,73 @@ class ControlCycle:
             goal=state.goal,
         )
 
+    def _supervise(self, observation: Observation, context: Context) -> Decision:
+        """Foresee what the newest command of others would lead to."""
+        command = self.external
+        if command is None:
+            return self._going_on(observation, context, Reason.NO_COMMAND)
+        age_s = 1e-9 * (time.monotonic_ns() - command.received_ns)
+        if age_s > self.profile.safety.max_command_age_s:
+            detail = f"the last external command came {age_s:.3f} s ago"
+            return self._going_on(observation, context, Reason.COMMAND_STALE, detail=detail)
+        if command.reason is not Reason.OK:
+            return self._going_on(observation, context, command.reason, detail=command.detail)
+        start = time.perf_counter()
+        seen = self.supervisor.foresee(
+            context,
+            command.values,
+            self._committed(context),
+            self.profile.safety.risk_threshold,
+        )
+        plan_ms = 1e3 * (time.perf_counter() - start)
+        if not np.isfinite(seen.outcomes.latents).all():
+            raise WmError("the future of the external command holds NaN or infinity.")
+        self.plan_ms.add(plan_ms)
+        return Decision(
+            observation.tick,
+            self._follow(observation, seen.actions),
+            actions=seen.actions,
+            outcomes=take(seen.outcomes, 1),
+            surprise=observation.surprise,
+            plan_ms=plan_ms,
+            speed=seen.speed,
+        )
+
+    def _follow(self, observation: Observation, actions: Floats) -> Reason:
+        """Note the first of the actions (T, A) as in force, unless surprise speaks against it."""
+        reason = self._judge(observation.surprise)
+        if reason is Reason.OK:
+            self.schedule.put(observation.tick.stamp_ns + self.latency_ns, actions[0])
+        return reason
+
+    def _committed(self, context: Context) -> Doubles:
+        """Commands (K, A) in force before the one that is decided now, oldest first."""
+        return self.schedule.committed(
+            context.stamp_ns + self.latency_ns,
+            self._committed_count,
+            self._tick_ns,
+            rest_action(self.profile, context),
+        )
+
     def _plan(self, context: Context, goal: Goal) -> Plan:
         model = self._foresight.model
         return self.planner.plan(
             model,
             context,
             goal,
-            self.schedule.committed(
-                context.stamp_ns + self.latency_ns,
-                self._committed_count,
-                self._tick_ns,
-                rest_action(self.profile, context),
-            ),
+            self._committed(context),
             self.latency_s,
             self.weights,
             model.propose_for(context, goal) if self.use_proposal else None,
         )
 
     def _going_on(
-        self, observation: Observation, context: Context, reason: Reason, goal: Goal | None = None
+        self,
+        observation: Observation,
+        context: Context,
+        reason: Reason,
+        goal: Goal | None = None,
+        detail: str = "",
     ) -> Decision:
         """Without a plan: foresee what follows if the robot goes on as it does."""
         ticks = self.profile.model.horizon_ticks
@@ -289,6 +361,7 @@ class ControlCycle:
         return Decision(
             observation.tick,
             reason,
+            detail,
             outcomes=outcomes,
             surprise=observation.surprise,
             goal=goal,

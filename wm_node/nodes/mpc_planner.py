@@ -8,6 +8,12 @@ marked ``late`` in its verdict; while several are, a smaller search is used
 (:mod:`wm_node.planning.effort`). What the planner owes the gate is told in
 :mod:`wm_node.nodes.safety_gate`.
 
+With the parameter ``source`` at ``external`` it plans nothing: it foresees what each command on
+``external_command`` (the profile's message: teleoperation, a policy, another planner) leads to if
+it goes on for ``external_hold_s`` and the robot brakes then, and hands it to the gate with that
+verdict, slower where only that is safe (:mod:`wm_node.planning.supervision`). The source changes at
+rest only.
+
 Goals: the parameter ``goal_state`` (labelled values; empty: no goal) or a picture on ``goal_image``
 (an empty one, 0 x 0: no goal; one that cannot be used: no goal either); the newest counts. Without
 a goal, and at it, the robot holds.
@@ -33,6 +39,7 @@ from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory
@@ -49,13 +56,15 @@ from wm_node.nodes.common import (
     WARN,
     Diagnostics,
     ManagedNode,
+    command_frame,
     command_message,
     message_class,
     qos_overrides,
+    read_command,
     set_stamp,
     steady_clock,
 )
-from wm_node.nodes.cycle import ControlCycle, Decision, Limits
+from wm_node.nodes.cycle import ControlCycle, Decision, ExternalCommand, Limits
 from wm_node.nodes.drawing import plan_markers, plan_path, plan_trajectory
 from wm_node.nodes.foresight import Foresight, Tick
 from wm_node.nodes.handover import CallbackWatch, Outbox
@@ -65,6 +74,7 @@ from wm_node.planning.effort import Effort, ladder
 from wm_node.planning.hold import HoldLimits
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import PlannerConfig
+from wm_node.planning.supervision import SupervisionConfig
 from wm_node.profile import RobotProfile
 from wm_node.safety.reasons import ORDINARY, Reason
 
@@ -72,9 +82,21 @@ if TYPE_CHECKING:
     from wm_node.nodes.world_model import WorldModelNode
 
 HEARTBEAT_PERIOD_S = 0.04  # the gate asks for 20 Hz or more
+FUTURE_S = 0.05  # how far ahead an external command may be stamped
 LATE_WINDOW = 10  # cycles over which late ones are counted
 FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
-FIXED = ("candidates", "iterations", "step_down", "seed", "latency_s", "hand_over_s")
+FIXED = (
+    "candidates",
+    "iterations",
+    "step_down",
+    "seed",
+    "latency_s",
+    "hand_over_s",
+    "external_hold_s",
+)
+SOURCES = ("planner", "external")
+# The newest command counts, and best effort matches every publisher.
+EXTERNAL_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,7 @@ class MpcPlannerNode(ManagedNode):
         self._said_reason: Reason | None = None
         self._cycle_reason, self._detail = Reason.CONTEXT_EMPTY, ""
         self._plan_stamp_ns = 0
+        self._moved_ns = 0  # when a command that moves the robot was last sent, steady clock
         self._effort = Effort(self._ladder)
         self._late: deque[bool] = deque(maxlen=LATE_WINDOW)
         self._late_mode = False
@@ -124,6 +147,9 @@ class MpcPlannerNode(ManagedNode):
             "commands": 0,
             "goals": 0,
             "goals_refused": 0,
+            "external_commands": 0,
+            "external_refused": 0,
+            "external_slowed": 0,
         }
 
     # Lifecycle.
@@ -149,6 +175,13 @@ class MpcPlannerNode(ManagedNode):
             minimum=0.0,
             maximum=0.5,
         )
+        hold_s = self.declare(
+            "external_hold_s",
+            SupervisionConfig.hold_s,
+            "how long an external command is thought to go on before the robot brakes, s",
+            minimum=0.05,
+            maximum=2.0,
+        )
         shadow = self.declare("shadow", False, "run everything, command nothing")
         if profile.action.rate_hz < 0.99 * profile.model.tick_rate_hz and not shadow:
             raise WmError(
@@ -170,9 +203,11 @@ class MpcPlannerNode(ManagedNode):
             latency_s,
             lambda decision: outbox.post(partial(self._watch(self._on_decision), decision)),
             seed=int(self.get_parameter("seed").value),
+            supervision=SupervisionConfig(hold_s=hold_s),
         )
         self._declare_live(profile)
         self._ladder = self._prepare(foresight, config)
+        foresight.prepare((cycle.supervisor.candidates,))
         self._effort = Effort(self._ladder)
         self._foresight, self._cycle = foresight, cycle
         self._open_topics(profile)
@@ -209,6 +244,9 @@ class MpcPlannerNode(ManagedNode):
 
     def _declare_live(self, profile: RobotProfile) -> None:
         """Declare what may change while the node runs; bounds are in the descriptors."""
+        self.declare(
+            "source", SOURCES[0], "whose commands the gate gets; changes at rest", choices=SOURCES
+        )
         self.declare("use_proposal", True, "let the learned proposal be among the candidates")
         default = Limits()
         for name, value, text in (
@@ -253,6 +291,14 @@ class MpcPlannerNode(ManagedNode):
             Image, "goal_image", self._watch(self._on_goal_image), RELIABLE_QOS, **options
         )
         self._parts.append(partial(self.destroy_subscription, goals))
+        external = self.create_subscription(
+            command,
+            "external_command",
+            self._watch(self._on_external),
+            EXTERNAL_QOS,
+            **options,
+        )
+        self._parts.append(partial(self.destroy_subscription, external))
         clock = steady_clock()
         for period_s, call, autostart in (
             (HEARTBEAT_PERIOD_S, self._beat, True),
@@ -312,6 +358,10 @@ class MpcPlannerNode(ManagedNode):
             if parameter.name in FIXED:
                 reason = f"'{parameter.name}' is fixed once configured; clean up, then set it"
                 return SetParametersResult(successful=False, reason=reason)
+            known = parameter.name == "source" and parameter.value in SOURCES
+            if known and not self._rests(parameter.value):
+                reason = "'source' changes at rest only; cancel the goal or stop the commands first"
+                return SetParametersResult(successful=False, reason=reason)
             if parameter.name == "goal_state" and len(parameter.value or ()):
                 names = _goal_names(self._cycle.profile)
                 if len(parameter.value) != len(names):
@@ -341,6 +391,26 @@ class MpcPlannerNode(ManagedNode):
         self._surprises = deque(self._surprises, maxlen=value("surprise_cycles"))
         if any(parameter.name == "goal_state" for parameter in parameters):
             self._set_goal_state(self.vector("goal_state"))
+        self._select(value("source") == "external")
+
+    def _rests(self, source: str) -> bool:
+        """Whether commands may come from another source: the robot has long been told to rest."""
+        if source == self.get_parameter("source").value or not self.is_active:
+            return True
+        safety = self._profile.safety
+        settled_s = safety.max_command_age_s + safety.stopping_time_s
+        return 1e-9 * (time.monotonic_ns() - self._moved_ns) > settled_s
+
+    def _select(self, supervising: bool) -> None:
+        """Take commands from the planner or from others; what the last source wanted is void."""
+        assert self._cycle is not None
+        if supervising == self._cycle.supervising:
+            return
+        self._cycle.external = None
+        self._cycle.supervising = supervising
+        self._cycle_reason, self._detail = Reason.NO_COMMAND, ""
+        self._latest = None
+        self._decisions.clear()
 
     def _set_goal_state(self, values: NDArray[np.float64]) -> None:
         goal = Goal(state=values.astype(np.float32)) if values.size else None
@@ -372,6 +442,30 @@ class MpcPlannerNode(ManagedNode):
         self._counts["goals_refused"] += goal is None
         if choice == self._choice:  # else something newer was chosen while it was on its way
             self._set_goal(goal)
+
+    def _on_external(self, message: Any) -> None:
+        """Keep the newest external command; one that cannot be followed is a reason to brake."""
+        if self._cycle is None:
+            return
+        self._counts["external_commands"] += 1
+        received_ns, nothing = time.monotonic_ns(), np.zeros(len(self._profile.action.names))
+        frame, wanted = command_frame(message), self._profile.action.frame_id
+        reason, detail, values = Reason.OK, "", nothing
+        try:
+            stamp_ns, values = read_command(self._profile, message)
+            age_s = 1e-9 * (self._now_ns() - stamp_ns) if stamp_ns else 0.0
+            if not np.isfinite(values).all():
+                reason, detail = Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}"
+            elif frame != wanted:
+                reason, detail = Reason.COMMAND_FOREIGN_FRAME, f"'{frame}', expected '{wanted}'"
+            elif age_s > self._profile.safety.max_command_age_s:
+                reason, detail = Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival"
+            elif age_s < -FUTURE_S:
+                reason, detail = Reason.COMMAND_FUTURE, f"{-age_s:.3f} s ahead"
+        except WmError as error:
+            reason, detail = Reason.COMMAND_MALFORMED, str(error)
+        self._counts["external_refused"] += reason is not Reason.OK
+        self._cycle.external = ExternalCommand(received_ns, values, reason, detail)
 
     # The cycle.
 
@@ -406,7 +500,7 @@ class MpcPlannerNode(ManagedNode):
         self._counts["plans"] += decision.actions is not None
         ready_ms = 1e-6 * (self._now_ns() - stamp_ns)
         self._ready_ms.add(ready_ms)
-        if decision.actions is not None:
+        if decision.actions is not None and not self._cycle.supervising:
             self._set_effort(ready_ms, decision.plan_ms)
         if any(due.tick.stamp_ns == stamp_ns for due in self._due):
             self._decisions[stamp_ns] = decision
@@ -467,6 +561,9 @@ class MpcPlannerNode(ManagedNode):
             action = decision.actions[shift]
             self._command_topic.publish(command_message(self._profile, action, stamp_ns))
             self._counts["commands"] += 1
+            self._counts["external_slowed"] += decision.speed < 1.0
+            if action.any() or self._profile.action.kind == "joint_position":
+                self._moved_ns = time.monotonic_ns()
             if action.any():
                 buffer.expect_readback(tick.stamp_ns + self._cycle.latency_ns)
         if shift == 0:
@@ -503,7 +600,7 @@ class MpcPlannerNode(ManagedNode):
             return Reason.FRAMES_STALE
         if (now_ns - world.last_joints_ns) * 1e-9 > safety.max_joint_age_s:
             return Reason.JOINTS_STALE
-        if self._cycle is None or self._cycle.goal is None:
+        if self._cycle is None or (self._cycle.goal is None and not self._cycle.supervising):
             return Reason.NO_GOAL if self._cycle_reason is Reason.OK else self._cycle_reason
         if self._late_mode:  # before the cycle's reason, which is out of date then
             return Reason.PLAN_LATE
@@ -625,6 +722,8 @@ class MpcPlannerNode(ManagedNode):
             "cost": self._latest.cost if self._latest is not None else math.nan,
             "latency_s": cycle.latency_s,
             "shadow": bool(self.get_parameter("shadow").value),
+            "source": self.get_parameter("source").value,
+            "speed": self._latest.speed if self._latest is not None else math.nan,
             "callback_ms_p99": self._watch.ms.percentile(99),
             "callback_ms_max": self._watch.worst_ms,
         }

@@ -38,6 +38,10 @@ What a planner must do (any command source that takes the planner's place must d
     ``safety.max_command_age_s`` old. Sent only while the heartbeat says ``OK``. Four times as many
     as the profile's rate in a second are a fault while they last.
 
+``lock_topic`` (``std_msgs/Bool``, off by default): a lock as that of ``twist_mux``, or a dead-man's
+    switch. ``true`` engages it, and so does silence: commands pass only while ``false`` comes again
+    within ``lock_timeout_s``.
+
 What the gate gives
 -------------------
 ``command`` (``action.topic``, the profile's message, ``COMMAND_QOS``): at ``rate_hz`` while active.
@@ -63,9 +67,10 @@ from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState, PointCloud2
-from std_msgs.msg import Header
+from std_msgs.msg import Bool, Header
 from std_srvs.srv import Trigger
 
+from wm_node.data.overlay import with_overlay
 from wm_node.errors import WmError
 from wm_node.nodes import common
 from wm_node.nodes.pointcloud import unpack
@@ -89,8 +94,10 @@ class SafetyGate(common.ManagedNode):
     def __init__(self) -> None:
         super().__init__("safety_gate")
         self.declare("robot", "tabletop", "robot profile: path, or name of one that ships")
+        self.declare("overlay", "", "what 'wm calibrate' measured of this robot")
         self.declare("rate_hz", 50.0, "rate of decisions", minimum=20.0, maximum=500.0)
         self.declare("shadow", False, "decide everything, command nothing; set before activation")
+        self.declare("lock_topic", "", "Bool that must keep saying false for commands to pass")
         defaults = GateConfig()
         for name, text in (
             ("verdict_wait_s", "how long a command may wait for its verdict"),
@@ -100,6 +107,7 @@ class SafetyGate(common.ManagedNode):
             ("latch_after_s", "how long the planner may be lost before that latches"),
             ("unverified_scale", "share of the speed limits for unverified commands"),
             ("joint_speed_margin", "measured joint speed over its limit at which to brake"),
+            ("lock_timeout_s", "silence of the lock that engages it"),
         ):
             self.declare(name, getattr(defaults, name), text, minimum=0.0, maximum=10.0)
         self.add_on_set_parameters_callback(self._refuse_while_active)
@@ -123,11 +131,13 @@ class SafetyGate(common.ManagedNode):
 
     def configure(self) -> None:
         """Load the profile, check its limits, create publishers and subscriptions."""
-        self._profile = load_profile(self.get_parameter("robot").value)
+        profile = load_profile(self.get_parameter("robot").value)
+        self._profile = with_overlay(profile, self.get_parameter("overlay").value)
         names = (field.name for field in fields(GateConfig) if field.name != "period_s")
         values = {name: self.get_parameter(name).value for name in names}
         self._config = GateConfig(period_s=1.0 / self.get_parameter("rate_hz").value, **values)
         self._gate = Gate(self._profile, self._config)
+        self._lock_topic = str(self.get_parameter("lock_topic").value)
         action = self._profile.action
         command_type = common.message_class(action.message)
         overrides = common.qos_overrides()
@@ -143,6 +153,10 @@ class SafetyGate(common.ManagedNode):
             (JointState, self._profile.joints.topic, self._on_joints, common.SENSOR_QOS),
         ):
             self._inputs.append(Polled(self, kind, topic, callback, qos))
+        if self._lock_topic:
+            # Best effort matches every publisher; a lost message only engages the lock.
+            lock = Polled(self, Bool, self._lock_topic, self._on_lock, common.SENSOR_QOS)
+            self._inputs.append(lock)
         # Not polled: the news of a death is an event that must come at once.
         self._heartbeat = self.create_subscription(
             Header,
@@ -162,7 +176,7 @@ class SafetyGate(common.ManagedNode):
                 "already command the robot; stop them, or wait 20 s after a gate has crashed, "
                 "until the middleware forgets it."
             )
-        self._gate = Gate(self._profile, self._config, self._shadow)
+        self._gate = Gate(self._profile, self._config, self._shadow, bool(self._lock_topic))
         self._steps = 0
         self._interventions.clear()
         self._timer = self.create_timer(
@@ -279,6 +293,10 @@ class SafetyGate(common.ManagedNode):
             self.destroy_timer(self._recheck)
             self._recheck = None
 
+    def _on_lock(self, message: Bool) -> None:
+        if self._gate is not None:
+            self._gate.on_lock(bool(message.data), time.monotonic())
+
     def _on_joints(self, message: JointState) -> None:
         if self._gate is None:
             return
@@ -294,7 +312,7 @@ class SafetyGate(common.ManagedNode):
             self._gate.on_foreign_joints(str(error))
             return
         stamp_ns = common.stamp_to_ns(message.header.stamp)
-        self._gate.on_joints(stamp_ns, positions, velocities, time.monotonic())
+        self._gate.on_joints(stamp_ns, positions, velocities, time.monotonic(), self._ros_ns())
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._gate is None or self._timer is None:
@@ -320,7 +338,9 @@ class SafetyGate(common.ManagedNode):
         return response
 
     def _refuse_while_active(self, parameters: Sequence[Any]) -> SetParametersResult:
-        own = {"robot", "rate_hz", "shadow"} | {field.name for field in fields(GateConfig)}
+        own = {"robot", "overlay", "rate_hz", "shadow", "lock_topic"} | {
+            field.name for field in fields(GateConfig)
+        }
         fixed = sorted(p.name for p in parameters if p.name in own)
         if fixed and self._timer is not None:
             reason = f"{', '.join(fixed)} cannot change while the gate is active; deactivate it"

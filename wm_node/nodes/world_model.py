@@ -37,7 +37,7 @@ from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import load_bundle
-from wm_node.data.overlay import with_delays
+from wm_node.data.overlay import with_overlay
 from wm_node.engine import BACKENDS, load_engine
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
@@ -114,7 +114,7 @@ class WorldModelNode(ManagedNode):
         self._forget_counts()
         self.declare("bundle", "", "folder of the trained bundle")
         self.declare("robot", "", "robot profile: path or name; empty: the bundle's own")
-        self.declare("delays", "", "overlay of measured delays, from 'wm calibrate --delay'")
+        self.declare("overlay", "", "what 'wm calibrate' measured of this robot")
         self.declare("backend", "openvino", "what runs the model", choices=tuple(BACKENDS))
         self.declare("threads", 1, "CPU threads of inference", minimum=1, maximum=256)
         self.declare(
@@ -149,16 +149,16 @@ class WorldModelNode(ManagedNode):
 
     def configure(self) -> None:
         """Load and check bundle, profile and engine; subscribe."""
-        path, robot, delays, backend, threads = (
+        path, robot, overlay, backend, threads = (
             self.get_parameter(name).value
-            for name in ("bundle", "robot", "delays", "backend", "threads")
+            for name in ("bundle", "robot", "overlay", "backend", "threads")
         )
         if not path:
             raise WmError("the parameter 'bundle' is empty; give the folder that 'wm train' wrote.")
         bundle = load_bundle(path)
         profile = load_profile(robot) if robot else bundle.profile
         check_match(bundle.profile, profile)
-        profile = with_delays(profile, delays, bundle.sha256)
+        profile = with_overlay(profile, overlay, bundle.sha256)
         bundle = dataclasses.replace(bundle, profile=profile)
         cv2.setNumThreads(threads)
         self._forget_counts()

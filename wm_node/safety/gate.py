@@ -64,6 +64,7 @@ class GateConfig:
         latch_after_s: how long the planner may be lost or its plans stale before it latches. A
             machine under load may stall a process; a process that was started anew takes longer.
         joint_speed_margin: measured joint speed over the profile's limit at which to brake.
+        lock_timeout_s: silence of the lock that engages it.
     """
 
     period_s: float = 0.02
@@ -74,6 +75,7 @@ class GateConfig:
     doubt_s: float = 0.07
     latch_after_s: float = 1.0
     joint_speed_margin: float = 1.2
+    lock_timeout_s: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -221,16 +223,24 @@ class Gate:
         profile: the robot.
         config: times and shares.
         shadow: another program moves the robot, so that it need not follow the output.
+        lockable: commands pass only while a lock says that they may.
 
     Raises:
         WmError: the profile's limits contradict each other.
     """
 
     def __init__(
-        self, profile: RobotProfile, config: GateConfig | None = None, shadow: bool = False
+        self,
+        profile: RobotProfile,
+        config: GateConfig | None = None,
+        shadow: bool = False,
+        lockable: bool = False,
     ) -> None:
         self._profile = profile
         self._config = config or GateConfig()
+        self._lockable = lockable
+        self._unlocked_s = -math.inf  # when the lock last said that commands may pass
+        self._lock_engaged = False
         # A velocity acts until the next step, which may come one period late.
         self._shaper = make_shaper(profile, 2 * self._config.period_s)
         self._index = joint_indices(profile)
@@ -324,15 +334,34 @@ class Gate:
         while len(verdicts) > _KEPT_VERDICTS:
             del verdicts[next(iter(verdicts))]
 
+    def on_lock(self, engaged: bool, now_s: float) -> None:
+        """The lock says whether commands may pass; what counts is that it keeps saying so."""
+        self._lock_engaged = engaged
+        if not engaged:
+            self._unlocked_s = now_s
+
     def on_joints(
-        self, stamp_ns: int, positions: Values, velocities: Values | None, now_s: float
+        self,
+        stamp_ns: int,
+        positions: Values,
+        velocities: Values | None,
+        now_s: float,
+        ros_ns: int,
     ) -> None:
         """Joint positions and velocities, (J,) in the profile's order, None: not measured.
 
         A repeated stamp is not a fresh state: a driver that repeats its last message looks dead.
+        Nor is one that was old on arrival.
         """
         before = self._joints
         if before is not None and stamp_ns == before.stamp_ns:
+            return
+        age_s = (ros_ns - stamp_ns) / _NS
+        if age_s > self._profile.safety.max_joint_age_s:
+            self._joint_fault = _Fault(Reason.JOINTS_STALE, f"{age_s:.3f} s old on arrival")
+            return
+        if age_s < -self._config.stamp_ahead_s:
+            self._joint_fault = _Fault(Reason.JOINTS_FUTURE, f"{-age_s:.3f} s ahead")
             return
         if velocities is None:
             elapsed = 0.0 if before is None else (stamp_ns - before.stamp_ns) / _NS
@@ -480,11 +509,22 @@ class Gate:
             return _Fault(Reason.SECOND_PLANNER, f"{self._planners} are alive")
         if tracking.reason is not Reason.OK:
             return tracking
+        if self._lockable and (locked := self._locked(now_s)):
+            return _Fault(Reason.LOCKED, locked)
         for check in (self._clock_fault, self._planner_fault, self._joints_fault):
             fault = check(now_s, ros_ns)
             if fault.reason is not Reason.OK:
                 return fault
         return self._command_fault(now_s, ros_ns)
+
+    def _locked(self, now_s: float) -> str:
+        """Return why the lock keeps commands from passing, empty if it does not."""
+        if self._lock_engaged:
+            return "engaged"
+        silent_s = now_s - self._unlocked_s
+        if silent_s <= self._config.lock_timeout_s:
+            return ""
+        return "never heard" if math.isinf(silent_s) else f"silent for {silent_s:.3f} s"
 
     def _tracking_fault(self, now_s: float) -> _Fault:
         """Return whether a joint is not where it was commanded to be; that holds until a reset."""

@@ -27,6 +27,9 @@ class Reason(Enum):
     INACTIVE = ("the node is not active", "activate it")
     NO_COMMAND = ("no command has arrived yet", "start the planner and give it a goal")
 
+    # The operator's lock.
+    LOCKED = ("the lock is engaged or silent", "release the lock; see that its publisher runs")
+
     # The planner says so in its heartbeat: it holds or brakes.
     PLANNER_INACTIVE = ("the planner is not active", "activate the planner")
     NO_GOAL = ("the planner has no goal", "set goal_state or publish a goal image")
@@ -53,6 +56,7 @@ class Reason(Enum):
 
     # The robot's state.
     JOINTS_STALE = ("no fresh joint state", "check the robot's driver and the joint topic")
+    JOINTS_FUTURE = ("a joint state is stamped in the future", "synchronise the clocks")
     JOINTS_NOT_FINITE = ("a joint state holds NaN or infinity", "check the robot's driver")
     JOINT_NAMES = ("a joint state lacks joints of the profile", "check the profile's joint names")
 

@@ -6,11 +6,14 @@ from wm_node.errors import WmError
 
 # Training uses seeds below 5 million, the choice of checkpoints those from 5 million on;
 # ``wm evaluate`` and ``wm demo`` play the same episodes, from 10 million on. The fidelity of
-# futures is measured in states of one range, and its inverse model fitted in those of another.
+# futures is measured in states of one range, and its inverse model fitted in those of another;
+# thresholds of risk are calibrated on one range and judged on another.
 VALIDATION_SEED = 5_000_000
 EVALUATION_SEED = 10_000_000
 STATE_SEED = 200_000_000
 INVERSE_SEED = 400_000_000
+CALIBRATION_SEED = 600_000_000
+ALARM_SEED = 800_000_000
 SEED_SPACING = 100_000
 
 

@@ -17,6 +17,7 @@ from wm_node.planning.context import NotReady, ObservationBuffer
 from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
+from wm_node.planning.supervision import worst_risk
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
@@ -73,6 +74,8 @@ class MpcPolicy:
         self._fresh = True
         self._held = False
         self._commands = 0
+        self.plan: Plan | None = None
+        """Of the last tick; None where the robot held instead."""
 
     def reset(self, task: Task, sim: TabletopSim) -> None:
         """Begin an episode; a goal picture is taken of the simulator's own scene."""
@@ -142,6 +145,7 @@ class MpcPolicy:
         context = self.observe(observation)
         committed = committed_commands(observation, self._profile)
         settings, goal = self._settings, self._goal
+        self.plan = None
         if settings.deployed:
             objective, held = self._planner.objective, self._held
             self._held = holds(self.model, objective, goal, context, settings.hold, held)
@@ -156,15 +160,14 @@ class MpcPolicy:
             self._weights,
             self.model.propose_for(context, goal) if settings.use_proposal else None,
         )
+        self.plan = plan
         if settings.deployed and self._is_risky(plan):
             return brake_actions(self._profile, committed[-1])
         return plan.actions
 
     def _is_risky(self, plan: Plan) -> bool:
         """Whether the gate would not let this plan through."""
-        risk = dict(
-            zip(self._profile.event_names, map(float, plan.outcomes.risk[0, -1]), strict=True)
-        )
+        risk = worst_risk(plan.outcomes, 0, self._profile)
         return event_over_threshold(risk, self._profile.safety.risk_threshold) is not None
 
 

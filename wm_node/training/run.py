@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
 from wm_node.bundle import Bundle
 from wm_node.data.dataset import Dataset
@@ -79,9 +80,8 @@ class _Run:
         else:
             self._start_from(settings.start_from)
         # Channels last in memory, as frames come: convolutions then need not reorder them.
-        self.encoder_training = EncoderTraining(self.net).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.encoder_training = EncoderTraining(self.net).to(self.device)
+        convert_conv2d_weight_memory_format(self.encoder_training, torch.channels_last)
         identity = {
             "dataset": dataset.fingerprint,
             "profile": dataset.profile.dump(),
