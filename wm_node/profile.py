@@ -251,8 +251,48 @@ class Basis(_Part):
     noise_correlation: Annotated[float, Field(ge=0, lt=1)]
 
 
+class Box(_Part):
+    """An axis-aligned box in metres."""
+
+    lower: tuple[Finite, Finite, Finite]
+    upper: tuple[Finite, Finite, Finite]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Box:
+        if any(low >= high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError("every 'lower' of a box must be below its 'upper'")
+        return self
+
+
+class KeepOut(Box):
+    """A box that no watched link may enter."""
+
+    name: Name
+
+
+class WatchedLink(_Part):
+    """A link of the URDF whose origin is watched, as the centre of a ball."""
+
+    link: Annotated[str, Field(min_length=1, max_length=200)]
+    radius_m: Annotated[float, Field(ge=0, le=10)] = 0.0
+
+
+class Space(_Part):
+    """Where links of the robot may be, told by its joints alone: nothing learned.
+
+    ``frame`` is the link that boxes are given in, and for a twist the command too. ``urdf`` is a
+    file beside the profile, one that ships, or an absolute path.
+    """
+
+    urdf: Annotated[str, Field(min_length=1, max_length=500)]
+    frame: Annotated[str, Field(min_length=1, max_length=200)]
+    links: Annotated[tuple[WatchedLink, ...], Field(min_length=1, max_length=16)]
+    workspace: Box | None = None
+    keep_out: Annotated[tuple[KeepOut, ...], Field(max_length=64)] = ()
+
+
 class Safety(_Part):
-    """Limits of age, time and risk, all on the steady clock.
+    """Limits of age, time, risk and space; times are on the steady clock.
 
     ``max_heartbeat_age_s`` bounds the time since any sign of life of the planner,
     ``max_plan_age_s`` the time since it last completed a plan.
@@ -266,6 +306,7 @@ class Safety(_Part):
     max_plan_age_s: Positive = 0.5
     risk_threshold: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}
     unverified: Literal["stop", "limit"] = "stop"
+    space: Space | None = None
 
 
 class RobotProfile(_Part):
@@ -309,9 +350,26 @@ class RobotProfile(_Part):
             known = set(self.joints.names)
             if missing := [name for name in self.action.names if name not in known]:
                 raise ValueError(f"action names that are not joints: {missing}")
+        self._check_space()
         if self.basis.knots > self.model.horizon_ticks:
             raise ValueError("'basis.knots' exceeds the ticks of the horizon")
         return self
+
+    def _check_space(self) -> None:
+        space, action = self.safety.space, self.action
+        if space is None or action.kind != "twist":
+            return
+        if len(space.links) > 1:
+            raise ValueError("'safety.space' of a twist watches one link: that which it moves")
+        turns = [
+            name
+            for name, path in zip(action.names, action.fields, strict=True)
+            if ".linear." not in path
+        ]
+        if turns:
+            raise ValueError(
+                f"'safety.space' knows only linear velocities, but {', '.join(turns)} turns"
+            )
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -356,16 +414,29 @@ def parse_profile(data: Any, source: str) -> RobotProfile:
         raise WmError(f"{source} is not a valid robot profile: {_sentence(error)}.") from error
 
 
+def profile_file(path: str | Path) -> Path:
+    """Return the file of a profile that is given by its path or by the name of one that ships."""
+    text = str(path)
+    file = Path(path)
+    if not file.exists() and "/" not in text and not text.endswith((".yaml", ".yml")):
+        return resource(f"config/robots/{text}.yaml")
+    return file
+
+
+def urdf_file(path: str | Path, space: Space) -> Path:
+    """Return the URDF of a profile that was loaded from ``path``."""
+    beside = profile_file(path).parent / space.urdf
+    ships = resource("config/robots") / space.urdf
+    return ships if ships.exists() and not beside.exists() else beside
+
+
 def load_profile(path: str | Path) -> RobotProfile:
     """Load a profile from a YAML file, or by the name of one that ships (``tabletop``).
 
     Raises:
         WmError: missing, too large, not YAML, or not a valid profile.
     """
-    text = str(path)
-    file = Path(path)
-    if not file.exists() and "/" not in text and not text.endswith((".yaml", ".yml")):
-        file = resource(f"config/robots/{text}.yaml")
+    file = profile_file(path)
     try:
         size = file.stat().st_size
         if size > MAX_PROFILE_BYTES:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -28,6 +29,7 @@ from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 from wm_node.safety.limits import joint_indices, make_shaper
 from wm_node.safety.reasons import Reason
+from wm_node.safety.space import SpaceGuard
 
 Values = NDArray[np.float64]
 
@@ -224,6 +226,7 @@ class Gate:
         config: times and shares.
         shadow: another program moves the robot, so that it need not follow the output.
         lockable: commands pass only while a lock says that they may.
+        space: keeps links in their workspace and out of volumes; None: nothing does.
 
     Raises:
         WmError: the profile's limits contradict each other.
@@ -235,9 +238,11 @@ class Gate:
         config: GateConfig | None = None,
         shadow: bool = False,
         lockable: bool = False,
+        space: SpaceGuard | None = None,
     ) -> None:
         self._profile = profile
         self._config = config or GateConfig()
+        self._space = space
         self._lockable = lockable
         self._unlocked_s = -math.inf  # when the lock last said that commands may pass
         self._lock_engaged = False
@@ -449,12 +454,26 @@ class Gate:
         scale = self._config.unverified_scale if unverified else 1.0
         positions = self._positions()
         age_s = now_s - command.received_s
+        before = copy(self._shaper)
         limit = self._shaper.follow(command.values, age_s, dt, scale, positions)
+        breach = self._breach()
+        if breach.reason is not Reason.OK:
+            # As if the command had not come: the last output could still be braked in free space.
+            self._shaper = before
+            self._shaper.brake(dt)
+            return self._decision(State.HOLD if self._shaper.at_rest else State.BRAKE, breach)
         if limit is Reason.OK and self._inputs.jumped:
             limit = Reason.ACCELERATION_LIMIT
         if unverified:
             return self._decision(State.LIMIT, _Fault(Reason.UNVERIFIED, unverified))
         return self._decision(State.PASS if limit is Reason.OK else State.LIMIT, _Fault(limit))
+
+    def _breach(self) -> _Fault:
+        """Return whether what would be sent leads out of the free space."""
+        if self._space is None or self._joints is None:
+            return _Fault()
+        manoeuvre = self._shaper.manoeuvre(self._config.period_s)
+        return _Fault(*self._space.breach(self._joints.positions, self._shaper.output, manoeuvre))
 
     def _latches(self, reason: Reason, now_s: float) -> bool:
         if reason not in (Reason.HEARTBEAT_LOST, Reason.PLAN_STALE):

@@ -54,6 +54,9 @@ class Reason(Enum):
     VELOCITY_LIMIT = ("a velocity limit is reached", "nothing to do; lower the planner's limits")
     ACCELERATION_LIMIT = ("an acceleration limit is reached", "raise the planner's smoothness")
 
+    WORKSPACE = ("a command leads out of the workspace", "command the way back; move the goal")
+    KEEP_OUT = ("a command leads into a volume kept free", "command the way back; move the goal")
+
     # The robot's state.
     JOINTS_STALE = ("no fresh joint state", "check the robot's driver and the joint topic")
     JOINTS_FUTURE = ("a joint state is stamped in the future", "synchronise the clocks")
