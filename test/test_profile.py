@@ -25,9 +25,16 @@ def tabletop() -> dict[str, Any]:
     return load_profile("tabletop").dump()
 
 
+def unlike_tabletop() -> dict[str, Any]:
+    """What another robot is made of: the table-top's space is of its own kinematics."""
+    data = tabletop()
+    del data["safety"]["space"]
+    return data
+
+
 def seven_joint_arm() -> dict[str, Any]:
     names = [f"joint_{number}" for number in range(1, 8)]
-    data = tabletop() | {"name": "arm7", "labels": [], "events": [], "simulated": False}
+    data = unlike_tabletop() | {"name": "arm7", "labels": [], "events": [], "simulated": False}
     data.pop("objective")
     data["safety"] = data["safety"] | {"risk_threshold": {}}
     data["cameras"] = [
@@ -60,7 +67,7 @@ def seven_joint_arm() -> dict[str, Any]:
 
 
 def twist_base() -> dict[str, Any]:
-    data = tabletop() | {"name": "base", "labels": [], "events": [], "simulated": False}
+    data = unlike_tabletop() | {"name": "base", "labels": [], "events": [], "simulated": False}
     data.pop("objective")
     data["safety"] = data["safety"] | {"risk_threshold": {}}
     data["joints"] = data["joints"] | {
@@ -235,3 +242,10 @@ def test_any_mutation_is_accepted_or_refused_in_one_sentence(data: st.DataObject
     except WmError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def test_a_space_of_a_robot_that_turns_is_refused() -> None:
+    data = twist_base()
+    data["safety"] |= {"space": tabletop()["safety"]["space"]}
+    with pytest.raises(WmError, match="knows only linear velocities, but turn turns"):
+        parse_profile(data, "test")

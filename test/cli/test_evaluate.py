@@ -15,7 +15,8 @@ from wm_node.profile import load_profile
 from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.task import EpisodeScore
-from wm_node.training.suite_evaluation import summarise, wilson95
+from wm_node.statistics import wilson95
+from wm_node.training.suite_evaluation import summarise
 
 KEYS = {
     "planner",

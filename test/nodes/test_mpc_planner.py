@@ -333,8 +333,10 @@ class Teleoperation:
         self._topic.publish(message)
 
     def close(self) -> None:
-        self._node.destroy_timer(self._timer)
-        self._node.destroy_publisher(self._topic)
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._node.destroy_publisher(self._topic)
+            self._timer = None
 
 
 @pytest.fixture
@@ -348,6 +350,11 @@ def teleoperate(supervised: Pair) -> Iterator[Callable[..., Teleoperation]]:
     yield start
     for one in made:
         one.close()
+    # What is left of them must not be counted in the next test.
+    gone = supervised.planner
+    supervised.robot.await_(
+        lambda: gone.count_publishers("external_command") == 0, "the end of external commands"
+    )
 
 
 def test_external_commands_are_handed_on_with_their_verdict(
@@ -393,6 +400,22 @@ def test_external_commands_that_cannot_be_followed_end_the_motion(
     teleoperate(**given)
     supervised.robot.await_reason(reason)
     assert commands == []
+
+
+def test_two_that_command_at_once_end_the_motion(
+    supervised: Pair, teleoperate: Callable[..., Teleoperation]
+):
+    robot = supervised.robot
+    commands = robot.fresh(COMMAND)
+    teleoperate(0.12)
+    robot.await_(lambda: len(commands) >= 3, "commands")
+    second = teleoperate(0.1)
+    robot.await_reason("SECOND_SOURCE")
+    commands = robot.fresh(COMMAND)
+    robot.await_reason("SECOND_SOURCE")
+    assert commands == []
+    second.close()
+    robot.await_(lambda: commands, "commands of the one that is left")
 
 
 def test_the_source_of_commands_changes_at_rest_only(operated: Pair):

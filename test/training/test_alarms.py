@@ -14,15 +14,14 @@ from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import BUNDLE, resource
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.task import Task
-from wm_node.training.alarms import (
+from wm_node.training.alarm_figures import (
     AlarmRecord,
     Event,
-    collect_records,
     conformal_thresholds,
     figures_of,
-    risky_task,
     timely_score,
 )
+from wm_node.training.alarms import collect_records, risky_task
 
 BundleOf = Callable[[RobotProfile, Path], Bundle]
 LIMITS = {"fell": 0.5, "zone": 0.5}
@@ -36,8 +35,7 @@ def record(
     seed: int = 0,
 ) -> AlarmRecord:
     """An episode with a risk of a fall at each tick; the brake acts a tick later."""
-    risk = np.zeros((len(risks), 2))
-    risk[:, 0] = risks
+    risk = {"fell": np.array(risks), "zone": np.zeros(len(risks))}
     effect_s = 0.1 * np.arange(1, len(risks) + 1)
     events = {} if event is None else {"fell": event}
     return AlarmRecord(seed, "edge", effect_s, risk, events, guarded_events, stops, 0, len(risks))
@@ -85,7 +83,7 @@ def test_a_calibrated_threshold_misses_as_few_as_promised():
             0,
             "edge",
             np.array([0.1]),
-            np.array([[peak, peak]]),
+            {"fell": np.array([peak]), "zone": np.array([peak])},
             {"fell": Event(1.0, 0.9), "zone": Event(1.0, 0.9)},
             (),
             0,
@@ -95,12 +93,15 @@ def test_a_calibrated_threshold_misses_as_few_as_promised():
         for peak in peaks
     ]
     calm = [record([0.1]), record([0.95])]
-    chosen = conformal_thresholds([*both, *calm], 0.1)
+    chosen = conformal_thresholds([*both, *calm], ("fell", "zone"), 0.1)
     assert (peaks <= chosen["fell"]["threshold"]).sum() <= 0.1 * 61
     assert chosen["fell"]["events"] == 60
     assert (chosen["fell"]["calm_episodes"], chosen["fell"]["calm_alarmed"]) == (2, 1)
     with pytest.raises(WmError, match="event 'fell': 3 events do not suffice"):
-        conformal_thresholds(both[:3], 0.1)
+        conformal_thresholds(both[:3], ("fell",), 0.1)
+    unseen = [record([0.0], Event(1.0, 0.9))] * 30
+    with pytest.raises(WmError, match="use a higher --miss-rate"):
+        conformal_thresholds([*both, *unseen], ("fell",), 0.1)
 
 
 def test_half_of_the_planner_s_targets_end_in_an_event():
@@ -124,10 +125,11 @@ def test_the_shipped_bundle_s_alarms_follow_from_the_seed(source: str):
     first, second = run(1), run(2)
     for one, other in zip(first, second, strict=True):
         assert one.events == other.events
-        assert one.risk == pytest.approx(other.risk, abs=1e-5)
+        for event in LIMITS:
+            assert one.risk[event] == pytest.approx(other.risk[event], abs=1e-5)
+            assert one.risk[event].shape == one.effect_s.shape
+            assert ((one.risk[event] >= 0) & (one.risk[event] <= 1)).all()
         assert (one.stops, one.guarded_events) == (other.stops, other.guarded_events)
-        assert one.risk.shape == (len(one.effect_s), 2)
-        assert ((one.risk >= 0) & (one.risk <= 1)).all()
 
 
 def test_wrong_use_is_refused(random_bundle_of: BundleOf, tmp_path: Path):

@@ -38,7 +38,8 @@ def run_alarms(args: argparse.Namespace) -> int:
     """Run ``wm evaluate --bundle B --alarms`` and print the table."""
     from wm_node.bundle import load_bundle
     from wm_node.data.overlay import with_overlay
-    from wm_node.training.alarms import collect_records, figures_of, thresholds_of
+    from wm_node.training.alarm_figures import figures_of, thresholds_of
+    from wm_node.training.alarms import collect_records
 
     bundle = load_bundle(args.bundle)
     thresholds = thresholds_of(with_overlay(bundle.profile, args.overlay, bundle.sha256))

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = (
         "Examples: wm calibrate --delay BAGS --robot my_robot.yaml --out overlay.yaml; "
-        "wm calibrate --risk --bundle bundles/tabletop --source external --out overlay.yaml."
+        "wm calibrate --risk BAGS --bundle B --out overlay.yaml; "
+        "wm calibrate --risk --source external --out overlay.yaml."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -33,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--risk",
-        action="store_true",
+        metavar="BAGS",
+        nargs="*",
+        type=Path,
         help="find the risk from which the gate stops, so that of the events to come at most "
-        "--miss-rate are alarmed too late; on episodes of the simulated table-top",
+        "--miss-rate are alarmed too late; from these bags, in which events happened, or without "
+        "any from episodes of the simulated table-top",
     )
     parser.add_argument("--robot", help="of --delay: profile, a path or a shipped name")
     parser.add_argument(
@@ -56,10 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         choices=("planner", "external"),
         default="planner",
-        help="what commands the robot: the planner, or others that it supervises",
+        help="of simulated episodes: the planner commands the robot, or others that it supervises",
     )
-    risk.add_argument("--episodes", type=int, default=600, help="to play")
+    risk.add_argument("--episodes", type=int, default=600, help="to simulate")
     risk.add_argument("--seed", type=int, default=0, help="of the episodes")
+    risk.add_argument(
+        "--latency-s",
+        type=float,
+        default=0.1,
+        help="of bags: from a frame to its command's effect, as mpc_planner's parameter latency_s",
+    )
     risk.add_argument("--miss-rate", type=float, default=0.05, help="share of events, by event")
     risk.add_argument("--backend", default="openvino", help="openvino or torch")
     risk.add_argument("--workers", type=int, default=2, help="parallel processes")
@@ -68,41 +78,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write the overlay where asked."""
-    return _run_risk(args) if args.risk else _run_delay(args)
+    return _run_delay(args) if args.risk is None else _run_risk(args)
 
 
 def _run_risk(args: argparse.Namespace) -> int:
     from wm_node.bundle import load_bundle
     from wm_node.data.overlay import RiskCalibration, RobotOverlay, write_overlay
-    from wm_node.sim.seeds import CALIBRATION_SEED
-    from wm_node.training.alarms import collect_records, conformal_thresholds, thresholds_of
+    from wm_node.training.alarm_figures import conformal_thresholds, thresholds_of
 
     if not 0.0 < args.miss_rate < 1.0:
         raise WmError("--miss-rate must lie between 0 and 1.")
+    if not 0.0 < args.latency_s <= 1.0:
+        raise WmError("--latency-s must lie between 0 and 1.")
     bundle = load_bundle(args.bundle or resource(BUNDLE))
     profile, console = bundle.profile, Console()
+    thresholds = thresholds_of(profile)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("playing episodes", total=args.episodes)
-        records = collect_records(
-            bundle.path,
-            args.source,
-            args.episodes,
-            args.seed,
-            thresholds_of(profile),
-            CALIBRATION_SEED,
-            args.backend,
-            args.workers,
-            guarded=False,
-            advance=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    chosen = conformal_thresholds(records, args.miss_rate)
+        task = progress.add_task("episodes", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        if args.risk:
+            from wm_node.training.bag_alarms import records_of_bags
+
+            records = records_of_bags(
+                bundle.path,
+                args.risk,
+                args.latency_s,
+                args.backend,
+                args.namespace,
+                advance=advance,
+            )
+        else:
+            from wm_node.sim.seeds import CALIBRATION_SEED
+            from wm_node.training.alarms import collect_records
+
+            records = collect_records(
+                bundle.path,
+                args.source,
+                args.episodes,
+                args.seed,
+                thresholds,
+                CALIBRATION_SEED,
+                args.backend,
+                args.workers,
+                guarded=False,
+                advance=advance,
+            )
+    source = "bags" if args.risk else args.source
+    chosen = conformal_thresholds(records, tuple(thresholds), args.miss_rate)
     table = Table(
         "event",
         "stops above",
         "events",
         "calm episodes",
         "of these alarmed",
-        title=f"Commands of {args.source}; at most {100 * args.miss_rate:g} % alarmed too late",
+        title=f"Commands of {source}; at most {100 * args.miss_rate:g} % alarmed too late",
     )
     for event, figures in chosen.items():
         table.add_row(
@@ -117,12 +149,7 @@ def _run_risk(args: argparse.Namespace) -> int:
         bundle=bundle.sha256,
         threshold={event: figures["threshold"] for event, figures in chosen.items()},
         miss_rate=args.miss_rate,
-        measured={
-            "source": args.source,
-            "episodes": args.episodes,
-            "seed": args.seed,
-            "events": chosen,
-        },
+        measured={"source": source, "episodes": len(records), "events": chosen},
     )
     if args.out is not None:
         write_overlay(args.out, profile.name, RobotOverlay(risk=calibration))

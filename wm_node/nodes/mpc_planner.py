@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from wm_node.nodes.world_model import WorldModelNode
 
 HEARTBEAT_PERIOD_S = 0.04  # the gate asks for 20 Hz or more
+COUNT_EVERY = 5  # heartbeats: a look into the local graph cache
 FUTURE_S = 0.05  # how far ahead an external command may be stamped
 LATE_WINDOW = 10  # cycles over which late ones are counted
 FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
@@ -133,6 +134,7 @@ class MpcPlannerNode(ManagedNode):
         self._said_reason: Reason | None = None
         self._cycle_reason, self._detail = Reason.CONTEXT_EMPTY, ""
         self._plan_stamp_ns = 0
+        self._beats = self._senders = 0  # heartbeats; nodes that send external commands
         self._moved_ns = 0  # when a command that moves the robot was last sent, steady clock
         self._effort = Effort(self._ladder)
         self._late: deque[bool] = deque(maxlen=LATE_WINDOW)
@@ -306,6 +308,7 @@ class MpcPlannerNode(ManagedNode):
         ):
             timer = self.create_timer(period_s, self._watch(call), clock=clock, autostart=autostart)
             self._parts.append(partial(self.destroy_timer, timer))
+        self._external = self.resolve_topic_name("external_command")
         self._readback = self.resolve_topic_name(profile.action.readback.topic)
         self._alarm = self.create_timer(
             1.0, self._watch(self._on_alarm), clock=clock, autostart=False
@@ -600,6 +603,8 @@ class MpcPlannerNode(ManagedNode):
             return Reason.FRAMES_STALE
         if (now_ns - world.last_joints_ns) * 1e-9 > safety.max_joint_age_s:
             return Reason.JOINTS_STALE
+        if self._senders > 1:
+            return Reason.SECOND_SOURCE
         if self._cycle is None or (self._cycle.goal is None and not self._cycle.supervising):
             return Reason.NO_GOAL if self._cycle_reason is Reason.OK else self._cycle_reason
         if self._late_mode:  # before the cycle's reason, which is out of date then
@@ -614,6 +619,10 @@ class MpcPlannerNode(ManagedNode):
         if self._cycle is None or not self.is_active:
             return
         self._world.poll()
+        self._beats += 1
+        if self._beats % COUNT_EVERY == 0:
+            supervising = self._cycle.supervising
+            self._senders = self.count_publishers(self._external) if supervising else 0
         reason = self._reason()
         self._heartbeat(reason)
         self._tell(reason, beat=False)

@@ -38,6 +38,7 @@ class Reason(Enum):
     FRAMES_STALE = ("no fresh camera frame", "check the camera and its topic")
     CONTEXT_EMPTY = ("the model's context is not full yet", "wait; check frame and joint rates")
     ENGINE_ERROR = ("the model's engine failed", "read the planner's log and restart it")
+    SECOND_SOURCE = ("two nodes send external commands", "stop one of them")
     PLAN_LATE = ("plans are late too often", "lighten the planner's preset or the machine's load")
 
     # The command itself.

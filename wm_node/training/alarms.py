@@ -10,11 +10,10 @@ underestimates; or something ``external``, of which the model sees one command a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.planning.planner import brake_actions
 from wm_node.planning.supervision import SupervisionConfig, Supervisor, worst_risk
-from wm_node.profile import RobotProfile
-from wm_node.safety.conformal import alarm_threshold
 from wm_node.safety.gate import event_over_threshold
 from wm_node.sim.behaviours import Behaviour, Mix, Scripted, make_behaviour
 from wm_node.sim.oracle import EVENTS
@@ -34,53 +31,16 @@ from wm_node.sim.seeds import ALARM_SEED, evaluation_seeds
 from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, Task, task_for_seed
+from wm_node.training.alarm_figures import AlarmRecord, Event
 from wm_node.training.fidelity import require_tabletop
 from wm_node.training.policies import MpcPolicy, PlanSettings, committed_commands
-from wm_node.training.suite_evaluation import wilson95
 
-LEAD_S = 0.15
-"""So long before the last preventable moment an alarm must come to be in time."""
 SOURCES = ("planner", "external")
 STREAMS = Mix({"scripted": 0.3, "aimed": 0.2, "edge": 0.2, "zone": 0.2, "wander": 0.1})
 """What external commands come from."""
 RISKY_SHARE = 0.5
 """Of the planner's targets, those beyond the table's edge or in the zone."""
 OPERATOR_NOISE_M_S = 0.03  # on scripted pushes: nobody commands as cleanly as a script
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event of an episode: when it happened, and how long braking would have prevented it, s."""
-
-    happened_s: float
-    preventable_s: float | None
-
-
-@dataclass(frozen=True)
-class AlarmRecord:
-    """What alarms would have been worth in one episode.
-
-    Attributes:
-        seed: of the episode.
-        stream: what commanded the robot.
-        effect_s: (T,) when the brake of an alarm at each tick would have taken effect.
-        risk: (T, E) highest risk of each tick's command or plan, in the order of ``EVENTS``.
-        events: of the free episode.
-        guarded_events: names of those that happened in spite of the guard.
-        stops: ticks of the guarded episode at which it stopped the robot.
-        slowed: ticks at which it slowed the command.
-        guarded_ticks: of the guarded episode.
-    """
-
-    seed: int
-    stream: str
-    effect_s: NDArray[np.float64]
-    risk: NDArray[np.float64]
-    events: dict[str, Event]
-    guarded_events: tuple[str, ...]
-    stops: int
-    slowed: int
-    guarded_ticks: int
 
 
 # ---- what commands the robot ---------------------------------------------------------------
@@ -215,7 +175,7 @@ def _run(job: _Job) -> AlarmRecord:
         name: Event(happened_s, last_preventable_s(sim, free, name))
         for name, happened_s in free.events.items()
     }
-    risk = np.array([[one.risk.get(name, 0.0) for name in EVENTS] for one in judged])
+    risk = {name: np.array([one.risk.get(name, 0.0) for one in judged]) for name in EVENTS}
     effect_s = TICK_S * np.arange(len(judged), dtype=np.float64) + DEFAULT_LATENCY_S
     if not job.guarded:
         return AlarmRecord(job.seed, stream, effect_s, risk, events, (), 0, 0, 0)
@@ -241,18 +201,6 @@ def _run(job: _Job) -> AlarmRecord:
 
 
 # ---- all episodes --------------------------------------------------------------------------
-
-
-def timely_score(record: AlarmRecord, event: str, lead_s: float = LEAD_S) -> float | None:
-    """Return the highest risk of an event while its alarm was in time.
-
-    None without the event, or where braking could not have prevented it within the episode.
-    """
-    found = record.events.get(event)
-    if found is None or found.preventable_s is None:
-        return None
-    in_time = record.effect_s <= found.preventable_s - lead_s + 1e-9
-    return float(record.risk[in_time, EVENTS.index(event)].max(initial=0.0))
 
 
 def collect_records(
@@ -307,130 +255,3 @@ def collect_records(
         if advance is not None:
             advance(len(records), len(jobs))
     return records
-
-
-def conformal_thresholds(
-    records: Sequence[AlarmRecord], miss_rate: float, lead_s: float = LEAD_S
-) -> dict[str, dict[str, Any]]:
-    """Return event -> threshold that misses at most a share of its events to come, and on what.
-
-    Raises:
-        WmError: too few events for that rate.
-    """
-    chosen = {}
-    for event in EVENTS:
-        scores = [
-            score
-            for record in records
-            if (score := timely_score(record, event, lead_s)) is not None
-        ]
-        try:
-            threshold = alarm_threshold(scores, miss_rate)
-        except WmError as error:
-            raise WmError(f"event '{event}': {error}") from error
-        calm = [record for record in records if not record.events]
-        exceeded = sum(record.risk[:, EVENTS.index(event)].max() > threshold for record in calm)
-        chosen[event] = {
-            "threshold": threshold,
-            "events": len(scores),
-            "calm_episodes": len(calm),
-            "calm_alarmed": int(exceeded),
-        }
-    return chosen
-
-
-def figures_of(
-    records: Sequence[AlarmRecord], thresholds: dict[str, float], lead_s: float = LEAD_S
-) -> dict[str, Any]:
-    """Count what alarms at these thresholds are worth; plain data for JSON."""
-    calm = [record for record in records if not record.events]
-    eventful = [record for record in records if record.events]
-    over = {record.seed: _alarmed(record, thresholds) for record in records}
-    return {
-        "episodes": len(records),
-        "lead_s": lead_s,
-        "thresholds": thresholds,
-        "events": {
-            event: _event_figures(records, event, thresholds[event], lead_s)
-            for event in EVENTS
-            if event in thresholds
-        },
-        "calm": _share(sum(bool(over[record.seed].any()) for record in calm), len(calm)),
-        "guarded": {
-            "still_happened": _share(
-                sum(bool(record.guarded_events) for record in eventful), len(eventful)
-            ),
-            "calm_touched": _share(
-                sum(record.stops + record.slowed > 0 for record in calm), len(calm)
-            ),
-            "calm_violated": sum(bool(record.guarded_events) for record in calm),
-        },
-        "streams": {
-            name: {
-                "episodes": sum(record.stream == name for record in records),
-                "eventful": sum(record.stream == name for record in eventful),
-                "calm_alarmed": sum(
-                    bool(over[record.seed].any()) for record in calm if record.stream == name
-                ),
-                "still_happened": sum(
-                    bool(record.guarded_events) for record in eventful if record.stream == name
-                ),
-            }
-            for name in sorted({record.stream for record in records})
-        },
-    }
-
-
-def _alarmed(record: AlarmRecord, thresholds: dict[str, float]) -> NDArray[np.bool_]:
-    limits = np.array([thresholds.get(event, np.inf) for event in EVENTS])
-    return np.asarray((record.risk > limits).any(axis=1))
-
-
-def _event_figures(
-    records: Sequence[AlarmRecord], event: str, threshold: float, lead_s: float
-) -> dict[str, Any]:
-    index = EVENTS.index(event)
-    happened = [record for record in records if event in record.events]
-    in_time, leads = 0, []
-    for record in happened:
-        score = timely_score(record, event, lead_s)
-        if score is None:
-            continue
-        in_time += score > threshold
-        preventable_s = record.events[event].preventable_s
-        alarms = record.effect_s[record.risk[:, index] > threshold]
-        if len(alarms) and preventable_s is not None:
-            leads.append(preventable_s - float(alarms[0]))
-    preventable = sum(record.events[event].preventable_s is not None for record in happened)
-    return {
-        "happened": len(happened),
-        "preventable": preventable,
-        "in_time": _share(in_time, preventable),
-        "lead_s": [round(float(q), 3) for q in np.percentile(leads, (10, 50, 90))]
-        if leads
-        else None,
-    }
-
-
-def _share(count: int, of: int) -> dict[str, Any]:
-    if not of:
-        return {"count": 0, "of": 0, "share": None, "wilson95": None}
-    low, high = wilson95(int(count), of)
-    return {
-        "count": int(count),
-        "of": of,
-        "share": round(count / of, 4),
-        "wilson95": [round(low, 4), round(high, 4)],
-    }
-
-
-def thresholds_of(profile: RobotProfile) -> dict[str, float]:
-    """Return event -> highest risk that passes, as the gate reads it from the profile.
-
-    Raises:
-        WmError: the profile has none.
-    """
-    thresholds = dict(profile.safety.risk_threshold)
-    if not thresholds:
-        raise WmError(f"the profile '{profile.name}' has no risk_threshold: nothing is alarmed.")
-    return thresholds

@@ -29,7 +29,7 @@ from wm_node.data.ingest import ingest
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.planning.world_model import Context, WorldModel
+from wm_node.planning.world_model import WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.training.floors import (
     FILE,
@@ -44,6 +44,7 @@ from wm_node.training.floors import (
     scored_steps,
     ssim,
 )
+from wm_node.training.recorded import RecordedContexts
 
 RESAMPLES = 2000
 PICTURE_ROWS = 6
@@ -219,7 +220,7 @@ class _Scorer:
         self.episode_of: list[int] = []
         self.examples: list[Images] = []
         self._shown = set(np.linspace(0, total - 1, PICTURE_ROWS + 2).astype(int)[1:-1].tolist())
-        self._latents: dict[int, NDArray[np.float32]] = {}
+        self._recorded = RecordedContexts(model, dataset)
 
     def score(self, number: int, episode: Episode, other: Episode, at: int) -> None:
         """Score one anchor, ``at`` ticks into an episode; swapped commands come from ``other``."""
@@ -231,14 +232,14 @@ class _Scorer:
         planned = np.stack(
             [actions[t : t + rates.horizon_ticks] for t in (tick, swapped_at)]
         ).astype(np.float32)
-        context = self._context(tick)
+        context = self._recorded.at(tick)
         outcomes = model.rollout(context, planned)
         picked = [step - 1 for step in floors.steps]
         futures = {
             name: (outcomes.joints[row].copy(), outcomes.latents[row][picked].copy())
             for row, name in enumerate(("model", "model_swapped"))
         }
-        present = self._frames(tick)
+        present = self._recorded.frames(tick)
         by_camera = dict(zip((c.name for c in profile.cameras), present, strict=True))
         drawn = {
             name: model.decode(
@@ -253,7 +254,7 @@ class _Scorer:
             guesses |= self._joint_floors(tick, step, place)
             for name, value in guesses.items():
                 _put(self.joints[step], name, value.astype(np.float64) - joints[ahead])
-            truth = self._frames(ahead)
+            truth = self._recorded.frames(ahead)
             images = {name: frames[place] for name, frames in drawn.items()}
             images |= self._frame_floors(present, place)
             for name, image in images.items():
@@ -263,38 +264,6 @@ class _Scorer:
         if len(self.episode_of) in self._shown:
             self.examples.append(_row(pictures))
         self.episode_of.append(number)
-
-    def _context(self, tick: int) -> Context:
-        rates = self.profile.model
-        steps, span = rates.context_steps, rates.ticks_per_step
-        at = [tick - back * span for back in range(steps - 1, -1, -1)]
-        for key in [key for key in self._latents if key < at[0] or key > tick]:
-            del self._latents[key]
-        for key in at:
-            if key not in self._latents:
-                frames = self._frames(key)
-                valid = self.dataset.frame_valid[key]
-                self._latents[key] = self.model.encode(
-                    {
-                        camera.name: frame
-                        for camera, frame, there in zip(
-                            self.profile.cameras, frames, valid, strict=True
-                        )
-                        if there
-                    }
-                )
-        actions = self.dataset.actions[tick - steps * span : tick]
-        return Context(
-            stamp_ns=int(self.dataset.stamps[tick]),
-            latents=np.stack([self._latents[key] for key in at]),
-            joints=self.dataset.joints[at].astype(np.float32),
-            actions=actions.reshape(steps, span, -1).astype(np.float32),
-        )
-
-    def _frames(self, tick: int) -> Images:
-        """(cameras, H, W, 3)."""
-        names = [camera.name for camera in self.profile.cameras]
-        return np.stack([self.dataset.frames(name)[tick] for name in names])
 
     def _joint_floors(self, tick: int, step: int, place: int) -> dict[str, NDArray[np.floating]]:
         joints, actions = self.dataset.joints, self.dataset.actions

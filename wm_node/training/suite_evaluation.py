@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
@@ -19,15 +18,10 @@ from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
 from wm_node.sim.task import EpisodeScore
+from wm_node.statistics import wilson95
 from wm_node.training.policies import MpcPolicy, OraclePolicy, PlanSettings
 
 PLANNERS = ("mpc", "oracle", *REFERENCE_POLICIES)
-
-
-def wilson95(successes: int, count: int) -> tuple[float, float]:
-    """Return the Wilson score interval at 95 % of a share."""
-    interval = binomtest(successes, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def policy_factory(
