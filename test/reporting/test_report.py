@@ -29,6 +29,7 @@ from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 from wm_node.reporting import replay
 from wm_node.reporting.hindsight import Moment, look_back, score
+from wm_node.reporting.interventions import find_interventions
 from wm_node.reporting.report import ReportData, Scene, write_report
 from wm_node.reporting.run_log import RunLog, read_frames, read_run
 from wm_node.reporting.summary import (
@@ -37,12 +38,12 @@ from wm_node.reporting.summary import (
     interventions,
     share_figures,
     shares_of_limits,
-    wilson95,
 )
 from wm_node.sim.behaviours import DEFAULT_MIX
 from wm_node.sim.episode import Streams, record_episode
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
+from wm_node.statistics import wilson95
 
 GATE = ((0.0, "HOLD NO_GOAL"), (0.5, "PASS OK"), (2.0, "BRAKE RISK"), (2.4, "PASS OK"))
 PLANNED_NS = 5_000_000
@@ -104,7 +105,9 @@ def _write_bag(path: Path, streams: Streams, namespace: str = "") -> None:
         rows.append((stamp, "/mpc_planner/verdict", _cloud(stamp, values)))
     for second, message in GATE:
         stamp = int(streams.stamps[0]) + round(second * NS)
-        rows.append((stamp, "/safety_gate/status", _status("safety_gate: gate", message, {})))
+        detail = {"detail": "fell 0.62 over 0.5"} if "RISK" in message else {}
+        status = _status("safety_gate: gate", message, detail)
+        rows.append((stamp, "/safety_gate/status", status))
     with BagWriter(path) as bag:
         for topic, kind in topics.items():
             bag.add_topic(f"{namespace}{topic}", kind)
@@ -183,6 +186,21 @@ def test_interventions_count_faults_but_not_holds(log: RunLog) -> None:
     assert interventions(spans, [(log.start_ns, log.start_ns + NS)]) == {}
 
 
+def test_an_intervention_has_its_reason_what_was_foreseen_and_what_then_happened(
+    log: RunLog, streams: Streams
+) -> None:
+    (one,) = find_interventions(log, gate_spans(log))
+    spans = [span for span in gate_spans(log) if span.reason == "RISK"]
+    assert (one.reason, one.detail) == ("RISK", "fell 0.62 over 0.5")
+    assert one.states == tuple(span.state for span in spans)
+    assert (one.start_ns, one.end_ns) == (spans[0].start_ns, spans[-1].end_ns)
+    assert set(one.foreseen) == {"fell", "zone"}
+    before = log.verdicts["risk_fell"].between(log.start_ns, one.start_ns)
+    assert one.foreseen["fell"] == before.values[-1, 0]
+    inside = (streams.stamps >= one.start_ns) & (streams.stamps <= one.end_ns + 2 * NS)
+    assert one.happened == {"fell": bool(streams.fell[inside].any())}, "the zone was not recorded"
+
+
 def _moment(stamp_ns: int, streams: Streams, log: RunLog) -> Moment:
     first = int(np.searchsorted(streams.frame_stamps, stamp_ns))
     frames = [
@@ -259,6 +277,8 @@ def test_the_report_is_one_file_without_links(
     assert not re.search(r"(url\(|@import)\s*['\"]?http", page)
     assert "Demo &lt;b&gt;&amp;" in page
     for text in ("Episode 1", "fell", "Imagined against real", "BRAKE", "RISK", "simulated robot"):
+        assert text in page
+    for text in ("Interventions", "fell 0.62 over 0.5", "foreseen risk", "not recorded"):
         assert text in page
     assert page.count("<svg") >= 5
     assert len(page) < 3_000_000

@@ -26,9 +26,9 @@ from wm_node.reporting.summary import (
     provenance,
     share_figures,
     shares_of_limits,
-    wilson95,
 )
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS, Bounds
+from wm_node.statistics import wilson95
 
 # Moments of each episode that the model is asked about afterwards.
 LOOK_BACK_S = (0.3, 1.3, 2.3, 3.3)

@@ -17,6 +17,7 @@ from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 from wm_node.reporting import figures
 from wm_node.reporting.hindsight import Moment, StepScores
+from wm_node.reporting.interventions import AFTER_S, RISK, find_interventions
 from wm_node.reporting.run_log import NS, RunLog, Series, nearest_stamp, read_frames
 from wm_node.reporting.summary import (
     BENIGN,
@@ -30,7 +31,9 @@ from wm_node.reporting.summary import (
 STRIP_FRAMES = 8
 STRIP_WIDTH = 200
 TILE_WIDTH = 128
-_RISK = "risk_"
+MOST_INTERVENTIONS = 8
+INTERVENTION_FRAMES_S = (-0.6, -0.2, 0.0, 0.4, 0.8, 1.4, 2.0)
+"""Around the time at which the gate stepped in."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def _page(data: ReportData) -> dict[str, Any]:
             f"{name}: p50 {np.percentile(v, 50):.0f}, p99 {np.percentile(v, 99):.0f} ms"
             for name, v in latencies.items()
         ),
+        "interventions": _interventions(data, spans),
+        "after_s": AFTER_S,
         "gate_rows": _gate_rows(spans),
         "gate_note": f"over {log.duration_s:.0f} s",
         "details": list(data.details),
@@ -148,8 +153,8 @@ def _risks(log: RunLog, start_ns: int, end_ns: int) -> dict[str, Series]:
     found = {}
     for name, series in (log.verdicts or log.foreseen).items():
         part = series.between(start_ns, end_ns)
-        if name.startswith(_RISK) and np.isfinite(part.values).any():
-            found[name.removeprefix(_RISK)] = part
+        if name.startswith(RISK) and np.isfinite(part.values).any():
+            found[name.removeprefix(RISK)] = part
     return found
 
 
@@ -280,6 +285,59 @@ def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
             ],
         )
     )
+
+
+def _interventions(data: ReportData, spans: Sequence[GateSpan]) -> list[dict[str, Any]]:
+    """Return the longest interventions, in the order of time, with frames before and after."""
+    log = data.log
+    found = sorted(find_interventions(log, spans), key=lambda one: one.end_ns - one.start_ns)
+    shown = sorted(found[-MOST_INTERVENTIONS:], key=lambda one: one.start_ns)
+    camera = log.profile.cameras[0].name
+    stamps = log.frames.get(camera, np.zeros(0, dtype=np.int64))
+    wanted = [
+        [
+            stamp
+            for after_s in INTERVENTION_FRAMES_S
+            if (stamp := nearest_stamp(stamps, one.start_ns + round(after_s * NS), NS // 5))
+        ]
+        for one in shown
+    ]
+    frames = read_frames(log.bag, log.profile, camera, [s for part in wanted for s in part])
+    return [
+        {
+            "title": f"{one.reason}, {(one.start_ns - log.start_ns) / NS:.1f} s into the run"
+            + _in_episode(data, one.start_ns),
+            "states": " then ".join(one.states),
+            "seconds": f"{one.seconds:.2f}",
+            "detail": one.detail,
+            "outcomes": [
+                (
+                    event,
+                    f"{risk:.2f}",
+                    {True: "happened", False: "did not happen", None: "not recorded"}[
+                        one.happened.get(event)
+                    ],
+                )
+                for event, risk in one.foreseen.items()
+            ],
+            "frames": [
+                (
+                    figures.picture(frames[stamp], STRIP_WIDTH, quality=78),
+                    f"{(stamp - one.start_ns) / NS:+.1f} s",
+                )
+                for stamp in part
+                if stamp in frames
+            ],
+        }
+        for one, part in zip(shown, wanted, strict=True)
+    ]
+
+
+def _in_episode(data: ReportData, at_ns: int) -> str:
+    for episode in data.episodes:
+        if episode.start_ns <= at_ns <= episode.end_ns:
+            return f" (episode {episode.number}, at {(at_ns - episode.start_ns) / NS:.1f} s)"
+    return ""
 
 
 def _gate_rows(spans: Sequence[GateSpan]) -> list[dict[str, Any]]:

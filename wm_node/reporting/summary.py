@@ -62,20 +62,6 @@ class GateSpan:
     reason: str
 
 
-def wilson95(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a success rate, as shares; (0, 1) without trials."""
-    if count == 0:
-        return (0.0, 1.0)
-    z, share = 1.959964, successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z
-        / (1 + z * z / count)
-        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    )
-    return (max(0.0, centre - half), min(1.0, centre + half))
-
-
 def gate_spans(log: RunLog) -> list[GateSpan]:
     """Return what the gate did over the run, from its status at each change."""
     changes = sorted(log.gate, key=lambda status: status.stamp_ns)
