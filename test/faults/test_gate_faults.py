@@ -16,11 +16,13 @@ import pytest
 import yaml
 from geometry_msgs.msg import TwistStamped
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Bool
 
 from wm_node.errors import WmError
 from wm_node.nodes.common import set_stamp
 from wm_node.nodes.lifecycle import bring_up
 from wm_node.profile import load_profile
+from wm_node.sim.arm import JOINT_NAMES, tip_for_joints
 
 Note = Callable[[str, float], None]
 
@@ -277,7 +279,8 @@ def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
         publisher.publish(message)
 
     timer = robot.node.create_timer(0.01, tick)
-    robot.start_gate("-p", "use_sim_time:=true")
+    # The clock comes from this process, which a loaded machine may keep waiting.
+    robot.start_gate("-p", "use_sim_time:=true", "-p", "stamp_ahead_s:=0.5")
     robot.start_upstream()
     robot.moving()
     jump_ns = 3_000_000_000
@@ -286,6 +289,57 @@ def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
     assert robot.latched()
     robot.node.destroy_timer(timer)
     robot.node.destroy_publisher(publisher)
+    robot.kill("upstream")
+    robot.kill("gate")
+
+
+def test_the_death_of_who_holds_the_lock_open_stops_the_robot(robot: Any) -> None:
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    lock = robot.node.create_publisher(Bool, "lock", 1)
+    timer = robot.node.create_timer(0.05, lambda: lock.publish(Bool(data=False)))
+    robot.start_gate("-p", "lock_topic:=lock")
+    robot.start_upstream()
+    robot.moving()
+    began_s = time.time()
+    robot.node.destroy_timer(timer)
+    onset_s = robot.braking_onset()
+    assert onset_s - began_s <= 0.3 + ONSET_S  # lock_timeout_s, since its last word
+    assert robot.standstill() - onset_s <= robot.profile.safety.stopping_time_s
+    robot.wait_for_reason("LOCKED")
+    assert not robot.latched()
+    timer = robot.node.create_timer(0.05, lambda: lock.publish(Bool(data=False)))
+    robot.wait(lambda: robot.statuses[-1] == "PASS OK", "the gate did not go on")
+    robot.node.destroy_timer(timer)
+    robot.node.destroy_publisher(lock)
+    robot.kill("upstream")
+    robot.kill("gate")
+
+
+def test_the_tip_stops_in_front_of_a_volume_that_is_kept_free(robot: Any, tmp_path: Path) -> None:
+    for name in {"gate", "upstream"} & set(robot.processes):
+        robot.kill(name)
+    robot.trigger("sim_robot/reset")
+    robot.spin(0.2)
+
+    def tip_y() -> float:
+        return tip_for_joints([robot.positions[name] for name in JOINT_NAMES])[1]
+
+    border, radius = tip_y() + 0.12, 0.016
+    data = load_profile("tabletop").dump()
+    data["safety"]["space"]["keep_out"] = [
+        {"name": "wall", "lower": [-1.0, border, 0.0], "upper": [1.0, border + 0.2, 0.5]}
+    ]
+    profile = tmp_path / "walled.yaml"
+    profile.write_text(yaml.safe_dump(data), encoding="utf-8")
+    robot.start_gate("-p", f"robot:={profile}")
+    robot.start_upstream()
+    robot.tell(values=[0.0, 0.2])  # straight at it, and no risk foreseen
+    robot.wait_for_reason("KEEP_OUT")
+    robot.standstill()
+    assert border - 0.06 < tip_y() + radius < border
+    robot.tell(values=[0.0, -0.2])
+    robot.wait(lambda: tip_y() + radius < border - 0.08, "the way back did not pass")
     robot.kill("upstream")
     robot.kill("gate")
 

@@ -153,7 +153,7 @@ class Foresight:
     def prepare(
         self,
         sizes: tuple[int, ...],
-        search: tuple[int, int] | None = None,
+        *searches: tuple[int, int],
         timeout_s: float = 120.0,
     ) -> None:
         """Compile and warm the engine in the thread that uses it, as ``WorldModel.prepare``.
@@ -166,7 +166,7 @@ class Foresight:
 
         def work() -> None:
             try:
-                self.model.prepare(sizes, search)
+                self.model.prepare(sizes, *searches)
                 latent, joints = self._blank_latent(), self._blank_joints()
                 self._decode_one(latent, joints, latent[0], joints[0], {})
             except Exception as error:

@@ -208,8 +208,7 @@ class MpcPlannerNode(ManagedNode):
             supervision=SupervisionConfig(hold_s=hold_s),
         )
         self._declare_live(profile)
-        self._ladder = self._prepare(foresight, config)
-        foresight.prepare((cycle.supervisor.candidates,))
+        self._ladder = self._prepare(foresight, config, cycle.supervisor.candidates)
         self._effort = Effort(self._ladder)
         self._foresight, self._cycle = foresight, cycle
         self._open_topics(profile)
@@ -221,13 +220,17 @@ class MpcPlannerNode(ManagedNode):
         self._world.on_tick = self._on_tick
         self._parts.append(self._let_go)
 
-    def _prepare(self, foresight: Foresight, config: PlannerConfig) -> list[PlannerConfig]:
+    def _prepare(
+        self, foresight: Foresight, config: PlannerConfig, supervised: int
+    ) -> list[PlannerConfig]:
         """Compile every search that may be used; return their sizes, the largest first."""
         searches = foresight.model.compiled_searches()
         compiled = [(one.size.candidates, one.size.iterations) for one in searches]
         sizes = ladder(config, compiled if self.get_parameter("step_down").value else [])
-        for size in sizes:
-            foresight.prepare((size.candidates,), (size.candidates, size.iterations))
+        foresight.prepare(
+            (supervised, *(size.candidates for size in sizes)),
+            *((size.candidates, size.iterations) for size in sizes),
+        )
         return sizes
 
     def _declare_search(self) -> PlannerConfig:

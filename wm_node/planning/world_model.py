@@ -108,20 +108,21 @@ class WorldModel:
         self._joints = self.profile.joints.names
         self._no_goal = np.zeros((1, self.latent_size), dtype=np.float32)
 
-    def prepare(self, candidates: tuple[int, ...], search: tuple[int, int] | None = None) -> None:
+    def prepare(self, candidates: tuple[int, ...], *searches: tuple[int, int]) -> None:
         """Compile and warm every graph that will be used.
 
         Args:
             candidates: population sizes of rollouts; 1 is always prepared.
-            search: candidates and iterations of the planner. Where the bundle holds this search
+            searches: candidates and iterations of planners. Where the bundle holds such a search
                 as one graph, it is checked against the golden arrays too.
 
         Raises:
-            WmError: the compiled search does not reproduce the golden arrays.
+            WmError: a compiled search does not reproduce the golden arrays.
         """
-        compiled = self.compiled_search(*search) if search else None
-        if compiled is not None:
-            check_golden(self.bundle, self.engine, [compiled.graph])
+        for search in searches:
+            compiled = self.compiled_search(*search)
+            if compiled is not None:
+                check_golden(self.bundle, self.engine, [compiled.graph])
         profile, rates = self.profile, self.profile.model
         camera = profile.cameras[0]
         frame = np.zeros((camera.model_height, camera.model_width, 3), dtype=np.uint8)
