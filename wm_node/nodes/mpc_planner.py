@@ -555,9 +555,17 @@ class MpcPlannerNode(ManagedNode):
             self._keep(decision)
             self._surprises.append(decision.surprise)
         reason = self._reason()
+        if reason is not Reason.OK:  # the gate is to brake before anything else
+            self._tell(reason)
+        if decision is not None and decision.outcomes is not None:
+            self._publish(tick, decision, shift, reason)
+        # After its command: told first, the gate would wonder at the last one's age.
         self._tell(reason)
-        if decision is None or decision.outcomes is None:
-            return
+
+    def _publish(self, tick: Tick, decision: Decision, shift: int, reason: Reason) -> None:
+        """Send verdict and command of a cycle whose time it is."""
+        assert self._foresight is not None
+        assert self._cycle is not None
         stamp_ns = self._now_ns()
         latency_ms = 1e-6 * (stamp_ns - tick.stamp_ns)
         if decision.actions is not None:
@@ -571,7 +579,7 @@ class MpcPlannerNode(ManagedNode):
             if action.any() or self._profile.action.kind == "joint_position":
                 self._moved_ns = time.monotonic_ns()
             if action.any():
-                buffer.expect_readback(tick.stamp_ns + self._cycle.latency_ns)
+                self._foresight.buffer.expect_readback(tick.stamp_ns + self._cycle.latency_ns)
         if shift == 0:
             self._show(decision)
 
