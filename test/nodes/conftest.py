@@ -62,6 +62,9 @@ class Robot:
         self.encoding = "rgb8"
         self.joint_names = list(JOINTS)
         self.frames_sent = 0
+        self.frozen = False  # the same picture again and again, with fresh stamps
+        self.drift = 0.0  # of a joint, from one state to the next
+        self._position = 0.1
         self.got: dict[str, list[Any]] = {}
         self._news = threading.Condition()
         self._frames = self.node.create_publisher(Image, "image_raw", SENSOR_QOS)
@@ -142,7 +145,7 @@ class Robot:
         channels = 3 if self.encoding == "rgb8" else 2
         message = Image(height=48, width=64, encoding=self.encoding, step=64 * channels)
         message.header.stamp = self.now()
-        row = np.arange(64 * channels) + self.frames_sent
+        row = np.arange(64 * channels) + (0 if self.frozen else self.frames_sent)
         message.data = np.tile(row % 256, 48).astype(np.uint8).tobytes()
         return message
 
@@ -153,7 +156,9 @@ class Robot:
 
     def _joint(self) -> None:
         if self.joints_on:
-            message = JointState(name=self.joint_names, position=[0.1, 0.2, 0.3, 0.4])
+            self._position += self.drift
+            position = [self._position, 0.2, 0.3, 0.4]
+            message = JointState(name=self.joint_names, position=position)
             message.header.stamp = self.now()
             self._joints.publish(message)
 

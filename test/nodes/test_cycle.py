@@ -54,7 +54,14 @@ class Cycles:
         self.cycle = ControlCycle(self.foresight, config, latency_s, self.decided.append)
         self.cycle.limits = Limits(surprise=5.0, hold=HoldLimits(reached=1e-6, resume=1e-6))
 
-    def run(self, stamp_ns: int = NOW, surprise: float = 1.0, context: Any = None) -> Decision:
+    def run(
+        self,
+        stamp_ns: int = NOW,
+        surprise: float = 1.0,
+        context: Any = None,
+        moved: float = 0.0,
+        picture: int = 0,
+    ) -> Decision:
         size = self.foresight.model.latent_size
         latent = np.full(size, 0.1, np.float32)
         if context is None:
@@ -63,10 +70,10 @@ class Cycles:
             context = Context(
                 stamp_ns,
                 np.repeat(latent[None], steps, 0),
-                np.full((steps, 4), 0.1, np.float32),
+                np.full((steps, 4), 0.1 + moved, np.float32),
                 np.full((steps, ticks, 2), 0.05, np.float32),
             )
-        frame = np.zeros((64, 64, 3), np.uint8)
+        frame = np.full((64, 64, 3), picture, np.uint8)
         tick = Tick(stamp_ns, 0, {})
         self.cycle.run(Observation(tick, {"front": frame}, latent, context, surprise))
         return self.decided[-1]
@@ -345,3 +352,26 @@ def test_a_future_of_an_external_command_that_is_not_finite_is_an_engine_error(
     decision = cycles.run()
     assert decision.reason is Reason.ENGINE_ERROR
     assert decision.actions is None
+
+
+@pytest.mark.parametrize("supervising", [False, True])
+def test_a_camera_that_repeats_its_picture_while_the_robot_moves_is_frozen(
+    cycles: Cycles, supervising: bool
+):
+    cycles.cycle.set_goal(FAR)
+    cycles.cycle.supervising = supervising
+
+    def reason(tick: int, moved: float, picture: int) -> Reason:
+        cycles.cycle.external = external([0.1, 0.0])
+        return cycles.run(NOW + tick * 100 * MS, moved=moved, picture=picture).reason
+
+    # Nothing moves: the picture of a simulated camera stays what it is.
+    assert [reason(k, 0.0, 1) for k in range(6)] == [Reason.OK] * 6
+    # The robot moves and is seen to.
+    assert [reason(6 + k, 0.02 * k, 2 + k) for k in range(6)] == [Reason.OK] * 6
+    # The robot moves, the picture does not; 0.3 s may pass until that counts.
+    reasons = [reason(12 + k, 0.1 + 0.02 * k, 9) for k in range(6)]
+    assert reasons == [Reason.OK] * 4 + [Reason.FRAMES_FROZEN] * 2
+    assert "camera 'front' sends the same picture" in cycles.decided[-1].detail
+    assert cycles.decided[-1].actions is None
+    assert reason(18, 0.3, 10) is Reason.OK

@@ -300,6 +300,19 @@ def test_a_planner_that_commands_nothing_does_not_miss_the_readback(operated: Pa
     assert not any("actions" in detail for detail in details)
 
 
+def test_a_frozen_camera_ends_the_commands(pair: Pair):
+    robot = pair.robot
+    robot.frozen, robot.drift = True, 0.002
+    try:
+        robot.await_reason("FRAMES_FROZEN")
+        commands = robot.fresh(COMMAND)
+        robot.await_reason("FRAMES_FROZEN")
+        assert commands == []
+    finally:
+        robot.frozen, robot.drift = False, 0.0
+    robot.await_reason("OK")
+
+
 @pytest.fixture
 def supervised(operated: Pair) -> Iterator[Pair]:
     """Both nodes at rest, taking external commands; the planner commands again afterwards."""

@@ -77,6 +77,40 @@ class ExternalCommand:
     detail: str = ""
 
 
+class FrozenWatch:
+    """Notices a camera that repeats a picture with fresh stamps while the robot moves.
+
+    The noise of a real camera never gives the same picture twice; a simulated one may, but only
+    where nothing moves at all.
+
+    Args:
+        seconds: how long a picture may stay the same while the robot moves.
+        moved: of a joint, in its unit, from which the robot has moved.
+    """
+
+    def __init__(self, seconds: float, moved: float = 0.02) -> None:
+        self._span_ns, self._moved = round(seconds * 1e9), moved
+        self._first: dict[str, tuple[NDArray[np.uint8], int, Floats]] = {}
+
+    def frozen(self, observation: Observation, joints: Floats) -> str:
+        """Return the name of a camera that is frozen, empty if none is.
+
+        Args:
+            observation: the newest.
+            joints: (J,) measured at its stamp.
+        """
+        stamp_ns, found = observation.tick.stamp_ns, ""
+        for name, frame in observation.frames.items():
+            first = self._first.get(name)
+            if first is None or stamp_ns < first[1] or not np.array_equal(first[0], frame):
+                self._first[name] = (frame, stamp_ns, joints)
+            elif stamp_ns - first[1] > self._span_ns and (
+                float(np.abs(joints - first[2]).max(initial=0.0)) > self._moved
+            ):
+                found = name
+        return found
+
+
 class CommandSchedule:
     """The commands sent or decided, and from when each is in force. Thread-safe.
 
@@ -192,6 +226,7 @@ class ControlCycle:
         self._decided = decided
         self._goal = _GoalState()
         self._surprised = 0
+        self._frozen = FrozenWatch(profile.safety.max_frame_age_s)
         self._tick_ns = round(profile.model.tick_s * 1e9)
         self._committed_count = int(np.floor(latency_s / profile.model.tick_s + 1e-9)) + 1
 
@@ -258,6 +293,11 @@ class ControlCycle:
             if context.reason == "actions":
                 missing += f": nothing is read back on '{self.profile.action.readback.topic}'"
             return Decision(tick, Reason.CONTEXT_EMPTY, missing, surprise=observation.surprise)
+        camera = self._frozen.frozen(observation, context.joints[-1])
+        if camera:
+            self.planner.reset()
+            detail = f"camera '{camera}' sends the same picture while the robot moves"
+            return self._going_on(observation, context, Reason.FRAMES_FROZEN, detail=detail)
         if self.supervising:
             return self._supervise(observation, context)
         state = self._goal
