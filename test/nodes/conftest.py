@@ -15,6 +15,7 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_msgs.msg import Header
@@ -63,6 +64,7 @@ class Robot:
         self.joint_names = list(JOINTS)
         self.frames_sent = 0
         self.frozen = False  # the same picture again and again, with fresh stamps
+        self.frame_shift_s = 0.0  # of the pictures' stamps, from the time at which they are sent
         self.drift = 0.0  # of a joint, from one state to the next
         self._position = 0.1
         self.got: dict[str, list[Any]] = {}
@@ -144,7 +146,8 @@ class Robot:
     def picture(self) -> Image:
         channels = 3 if self.encoding == "rgb8" else 2
         message = Image(height=48, width=64, encoding=self.encoding, step=64 * channels)
-        message.header.stamp = self.now()
+        shifted = self.node.get_clock().now() + Duration(seconds=self.frame_shift_s)
+        message.header.stamp = shifted.to_msg()
         row = np.arange(64 * channels) + (0 if self.frozen else self.frames_sent)
         message.data = np.tile(row % 256, 48).astype(np.uint8).tobytes()
         return message

@@ -300,6 +300,20 @@ def test_a_planner_that_commands_nothing_does_not_miss_the_readback(operated: Pa
     assert not any("actions" in detail for detail in details)
 
 
+@pytest.mark.parametrize(("shift_s", "reason"), [(0.3, "FRAMES_FUTURE"), (-0.6, "FRAMES_STALE")])
+def test_a_camera_whose_clock_is_wrong_ends_the_commands(pair: Pair, shift_s: float, reason: str):
+    robot = pair.robot
+    robot.frame_shift_s = shift_s
+    try:
+        robot.await_reason(reason)
+        commands = robot.fresh(COMMAND)
+        robot.await_reason(reason)
+        assert commands == []
+    finally:
+        robot.frame_shift_s = 0.0
+    robot.await_reason("OK")
+
+
 def test_a_frozen_camera_ends_the_commands(pair: Pair):
     robot = pair.robot
     robot.frozen, robot.drift = True, 0.002

@@ -610,6 +610,8 @@ class MpcPlannerNode(ManagedNode):
         now_ns = time.monotonic_ns()
         if world.joints_fault is not Reason.OK:
             return world.joints_fault
+        if world.frames_fault is not Reason.OK:
+            return world.frames_fault
         if (now_ns - world.last_frame_ns) * 1e-9 > safety.max_frame_age_s:
             return Reason.FRAMES_STALE
         if (now_ns - world.last_joints_ns) * 1e-9 > safety.max_joint_age_s:

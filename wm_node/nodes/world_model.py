@@ -66,6 +66,8 @@ from wm_node.planning.world_model import Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile, load_profile
 from wm_node.safety.reasons import Reason
 
+FUTURE_NS = 50_000_000  # how far ahead a frame may be stamped
+
 # Joint states and applied actions come fast, wait in the queue until a tick needs them, and none
 # may be lost. Best effort matches every publisher.
 STREAM_QOS = QoSProfile(
@@ -106,7 +108,7 @@ class WorldModelNode(ManagedNode):
         self.last_frame_ns = 0
         """When the first camera's last frame was taken, in time of the steady clock."""
         self.last_joints_ns = 0
-        self.joints_fault = Reason.OK
+        self.joints_fault = self.frames_fault = Reason.OK
         self.frames_received: dict[str, int] = {}
         self._parts: list[Callable[[], None]] = []
         self._said: set[str] = set()
@@ -201,7 +203,7 @@ class WorldModelNode(ManagedNode):
             self._parts.pop()()
         self.foresight = None
         gc.unfreeze()
-        self.joints_fault = Reason.OK
+        self.joints_fault = self.frames_fault = Reason.OK
 
     def _stop_worker(self) -> None:
         if self.foresight is not None and not self.foresight.worker.stop():
@@ -269,8 +271,10 @@ class WorldModelNode(ManagedNode):
 
     def _note_stamp(self, camera: Camera, stamp_ns: int, received_ns: int) -> None:
         assert self.foresight is not None
-        age_ns = max(self.get_clock().now().nanoseconds - stamp_ns, 0)
-        self.last_frame_ns = received_ns - age_ns
+        age_ns = self.get_clock().now().nanoseconds - stamp_ns
+        self.last_frame_ns = received_ns - max(age_ns, 0)
+        # What is seen would be put together with joints of another time.
+        self.frames_fault = Reason.FRAMES_FUTURE if age_ns < -FUTURE_NS else Reason.OK
         since_ns = stamp_ns - self._last_stamp_ns
         if self._last_stamp_ns and since_ns < 0:
             self._counts["clock_jumps"] += 1

@@ -36,6 +36,7 @@ class Reason(Enum):
     GOAL_REACHED = ("the goal is reached", "nothing to do, or set the next goal")
     SHADOW = ("the planner runs in shadow mode", "set its parameter 'shadow' to false")
     FRAMES_STALE = ("no fresh camera frame", "check the camera and its topic")
+    FRAMES_FUTURE = ("a camera's frames are stamped in the future", "synchronise the clocks")
     FRAMES_FROZEN = ("a camera repeats its last picture", "restart the camera's driver")
     CONTEXT_EMPTY = ("the model's context is not full yet", "wait; check frame and joint rates")
     ENGINE_ERROR = ("the model's engine failed", "read the planner's log and restart it")
