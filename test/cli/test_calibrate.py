@@ -32,12 +32,12 @@ def check(overlay: Path, figures: dict[str, object]) -> None:
 
 def test_thresholds_from_simulated_episodes(tmp_path: Path) -> None:
     overlay, file = tmp_path / "overlay.yaml", tmp_path / "figures.json"
-    words = ["--risk", "--source", "planner", "--episodes", "14", "--miss-rate", "0.5"]
+    words = ["--risk", "--source", "planner", "--episodes", "12", "--miss-rate", "0.5"]
     assert calibrate(*words, "--out", str(overlay), "--json", str(file)) == 0
     figures = json.loads(file.read_text())
     check(overlay, figures)
     measured = figures["measured"]
-    assert (measured["source"], measured["episodes"]) == ("planner", 14)
+    assert (measured["source"], measured["episodes"]) == ("planner", 12)
     assert all(event["events"] >= 1 for event in measured["events"].values())
 
 

@@ -120,7 +120,7 @@ def test_half_of_the_planner_s_targets_end_in_an_event():
 @pytest.mark.parametrize("source", ["planner", "external"])
 def test_the_shipped_bundle_s_alarms_follow_from_the_seed(source: str):
     def run(workers: int) -> list[AlarmRecord]:
-        return collect_records(resource(BUNDLE), source, 3, 7, LIMITS, workers=workers)
+        return collect_records(resource(BUNDLE), source, 2, 7, LIMITS, workers=workers)
 
     first, second = run(1), run(2)
     for one, other in zip(first, second, strict=True):
