@@ -22,7 +22,7 @@ from mcap.reader import make_reader
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from wm_node.cli.main import main as wm
@@ -217,6 +217,30 @@ def test_a_clean_stop_leaves_every_message_in_a_bag_that_all_readers_read(robot,
         ]
         assert 0 <= np.median(late_ns) < 10_000_000
     assert recover(recorder.bag).healthy
+
+
+def test_an_event_that_a_person_marks_is_in_the_bag(robot, recorder):
+    activate(robot, recorder, topics=["site_note", "events/marked"], mark_s=0.3)
+    heard: list[bool] = []
+    robot.node.create_subscription(
+        Bool, "events/marked", lambda message: heard.append(message.data), LATCHED_QOS
+    )
+    robot.wait(lambda: heard == [False], "nothing was marked yet")
+    answer = robot.caller.call(Trigger, f"{NAME}/mark_event", Trigger.Request())
+    assert answer.success, answer.message
+    robot.wait(lambda: heard == [False, True, False], "the event did not begin and end")
+    robot.caller.change(NAME, "deactivate")
+    answer = robot.caller.call(Trigger, f"{NAME}/mark_event", Trigger.Request())
+    assert (answer.success, "not active" in answer.message) == (False, True)
+    assert recorder.end() == 0, recorder.log.read_text()
+    with AnyReader([recorder.bag]) as reader:
+        marks = [
+            (log_ns, reader.deserialize(data, connection.msgtype).data)
+            for connection, log_ns, data in reader.messages()
+            if connection.topic == "/events/marked"
+        ]
+    assert [value for _, value in marks] == [False, True, False]
+    assert 0.25 < (marks[2][0] - marks[1][0]) * 1e-9 < 2.0
 
 
 def test_a_kill_costs_no_more_than_the_open_chunk(robot, recorder):

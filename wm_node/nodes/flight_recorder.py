@@ -8,6 +8,10 @@ after ``deactivate`` or a clean exit; ``wm recover`` repairs one whose recorder 
 Each file of the bag holds three latched strings that say what was running: ``~/profile`` (the
 robot profile, YAML), ``~/bundle`` (JSON: path and sha256) and ``~/parameters`` (JSON: parameters by
 node). Service ``~/split`` (``std_srvs/Trigger``) begins a new file.
+
+No robot publishes that something went wrong. ``~/mark_event`` (``std_srvs/Trigger``) lets a person
+say so: ``events/marked`` (``std_msgs/Bool``, latched, recorded) is true for ``mark_s`` from then
+on, and false otherwise. A profile names it among its events as any other.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from rclpy.qos import (
     ReliabilityPolicy,
 )
 from rclpy.serialization import serialize_message
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from wm_node import __version__
@@ -38,6 +42,7 @@ from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
     ERROR,
+    LATCHED_QOS,
     OK,
     WARN,
     Diagnostics,
@@ -70,12 +75,14 @@ DEFAULT_TOPICS = (
     "safety_gate/status",
     "safety_gate/shadow_command",
     "sim_robot/goal",
+    "events/marked",
     "/diagnostics",
     "/parameter_events",
     "/rosout",
     "/tf",
     "/tf_static",
 )
+MARKED = "events/marked"
 DEFAULT_NODES = ("world_model", "mpc_planner", "safety_gate", "sim_robot")
 
 _POLL_S = 0.05
@@ -119,7 +126,9 @@ class FlightRecorder(ManagedNode):
         self._drops_seen = 0
         self._drops_at = -_DROP_WARNING_S
         self._own_timers: list[Any] = []
-        self._split_service: Any = None
+        self._own_services: list[Any] = []
+        self._mark: Any = None
+        self._mark_ends: Any = None
 
     def _declare(self) -> None:
         declare = self.declare
@@ -141,6 +150,7 @@ class FlightRecorder(ManagedNode):
         declare("fsync_s", 2.0, "how often the file is synced to disk", minimum=0.1, maximum=60.0)
         declare("split_mb", 2000, "size at which a new file begins", minimum=1, maximum=1_000_000)
         declare("split_s", 300.0, "time after which a new file begins", minimum=0.5, maximum=86400)
+        declare("mark_s", 0.5, "how long a marked event lasts", minimum=0.1, maximum=60.0)
         declare("queue_mb", 128, "memory for messages that wait for the disk", minimum=2)
         declare("min_free_mb", 1000, "recording stops below this much free space", minimum=0)
         declare("resume_margin_mb", 256, "it resumes with this much above min_free_mb", minimum=0)
@@ -161,7 +171,11 @@ class FlightRecorder(ManagedNode):
         excluded = {self.resolve_topic_name(name) for name in self._value("exclude") if name}
         names = [self.resolve_topic_name(name) for name in self._names()]
         self._wanted = [name for name in dict.fromkeys(names) if name not in excluded]
-        self._split_service = self.create_service(Trigger, "~/split", self._on_split)
+        self._own_services = [
+            self.create_service(Trigger, "~/split", self._on_split),
+            self.create_service(Trigger, "~/mark_event", self._on_mark),
+        ]
+        self._mark = self.create_publisher(Bool, MARKED, LATCHED_QOS)
         self._diagnostics.report(OK, "not recording", {})
 
     def _names(self) -> list[str]:
@@ -207,12 +221,14 @@ class FlightRecorder(ManagedNode):
             self.create_timer(_DISCOVERY_S, self._discover, clock=clock),
             self.create_timer(_STATUS_S, self._report, clock=clock),
         ]
+        self._mark.publish(Bool(data=False))
         self._discover()
         self._report()
         self.get_logger().info(f"recording into {recorder.status().folder}")
 
     def deactivate(self) -> None:
         """Stop taking messages, write what is queued and finish the bag."""
+        self._end_mark()
         for timer in self._own_timers:
             self.destroy_timer(timer)
         self._own_timers = []
@@ -240,9 +256,11 @@ class FlightRecorder(ManagedNode):
 
     def cleanup(self) -> None:
         """Forget the configuration."""
-        if self._split_service is not None:
-            self.destroy_service(self._split_service)
-            self._split_service = None
+        while self._own_services:
+            self.destroy_service(self._own_services.pop())
+        if self._mark is not None:
+            self.destroy_publisher(self._mark)
+            self._mark = None
         self._profile = None
 
     def _recorder_config(self) -> RecorderConfig:
@@ -422,6 +440,27 @@ class FlightRecorder(ManagedNode):
         except WmError as error:
             response.message = str(error)
         return response
+
+    def _on_mark(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        del request
+        if self._recorder is None:
+            response.message = "cannot mark an event: the recorder is not active."
+            return response
+        if self._mark_ends is None:
+            self._mark.publish(Bool(data=True))
+        else:  # marked again: it lasts from now
+            self.destroy_timer(self._mark_ends)
+        self._mark_ends = self.create_timer(
+            self._value("mark_s"), self._end_mark, clock=steady_clock()
+        )
+        response.success, response.message = True, f"marked on {self._mark.topic_name}"
+        return response
+
+    def _end_mark(self) -> None:
+        if self._mark_ends is not None:
+            self.destroy_timer(self._mark_ends)
+            self._mark_ends = None
+            self._mark.publish(Bool(data=False))
 
     # ---------------------------------------------------------------- diagnostics
 
