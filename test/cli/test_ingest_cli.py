@@ -97,3 +97,32 @@ def test_calibrate_writes_an_overlay_that_ingest_uses(
     assert load_profile("tabletop").action.delay_s is None
     assert main(["calibrate", "--delay", str(bag), "--robot", "tabletop", "--max-delay", "9"]) == 1
     assert "--max-delay" in capsys.readouterr().err
+
+
+def test_new_bags_are_put_onto_a_dataset_without_reading_its_bags_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = make_bag(tmp_path / "one"), make_bag(tmp_path / "two", seconds=9.0)
+    robot = ["--robot", "tabletop", "--workers", "1", "--out"]
+    whole, first, both = tmp_path / "whole", tmp_path / "first", tmp_path / "both"
+    assert main(["ingest", str(one), str(two), *robot, str(whole)]) == 0
+    assert main(["ingest", str(one), *robot, str(first)]) == 0
+    before = Dataset.open(first).fingerprint
+    assert main(["ingest", str(two), *robot, str(both), "--onto", str(first)]) == 0
+    assert "1 episodes, 61 ticks" in capsys.readouterr().out
+    expected, got = Dataset.open(whole), Dataset.open(both)
+    assert [e.name for e in got.episodes] == [e.name for e in expected.episodes] == ["one", "two"]
+    for name in ("stamps", "joints", "actions", "labels", "events", "frame_valid"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    np.testing.assert_array_equal(got.frames("front")[:], expected.frames("front")[:])
+    assert got.fingerprint not in (before, expected.fingerprint)
+    assert Dataset.open(first).fingerprint == before, "it stays as it is"
+
+    again = ["ingest", str(one), *robot, str(tmp_path / "x"), "--onto", str(first)]
+    assert main(again) == 1
+    assert "'one' is in" in capsys.readouterr().err
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("format: 1\nrobots: {tabletop: {camera_latency_s: {front: 0.05}}}\n")
+    assert main([*again[:1], str(two), *again[2:], "--overlay", str(overlay)]) == 1
+    assert "was ingested with another profile" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlay", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
     )
+    parser.add_argument(
+        "--onto",
+        metavar="DATASET",
+        type=Path,
+        default=None,
+        help="put the new bags' episodes behind those of this dataset, whose bags need not be read "
+        "again; it stays as it is",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a CPU)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
@@ -61,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             namespace=args.namespace,
             workers=workers,
             overwrite=args.overwrite,
+            onto=args.onto,
             progress=lambda done, total, report: progress(done, total, report.name),
         )
     figures = {
@@ -79,11 +88,12 @@ def run(args: argparse.Namespace) -> int:
 def print_summary(console: Console, figures: dict[str, Any]) -> None:
     """Print the figures of an ingestion for people."""
     totals = Table(title=f"{figures['dataset']} ({figures['robot']})", show_header=False)
-    lost = _counts(figures["ticks_lost"])
+    lost, onto = _counts(figures["ticks_lost"]), figures.get("onto")
     rows = [
         ("bags", f"{figures['bags_used']} of {figures['bags']} used"),
         ("episodes", f"{figures['episodes']}, {figures['hours']:.2f} h, {figures['ticks']} ticks"),
         ("gaps", f"{_counts(figures['gaps'])}; ticks lost: {lost}"),
+        *([("onto", f"{onto['episodes']} episodes, {onto['ticks']} ticks")] if onto else []),
         (
             "too short",
             f"{figures['short_segments']} pieces under {figures['minimum_ticks']} ticks dropped",

@@ -141,6 +141,17 @@ class _Column:
         self.array.resize(self.written, *self.array.shape[1:])
 
 
+class _Part:
+    """Some rows of an array, as :class:`Rows`."""
+
+    def __init__(self, array: Rows, start: int, length: int) -> None:
+        self._array, self._start = array, start
+        self.shape = (length, *array.shape[1:])
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        return self._array[self._start + rows.start : self._start + rows.stop]
+
+
 class DatasetWriter:
     """Writes a dataset beside its final place and moves it there when it is whole.
 
@@ -214,6 +225,24 @@ class DatasetWriter:
             raise _cannot_write(self.path, error) from error
         self._episodes.append(Episode(name, self._ticks, ticks))
         self._ticks += ticks
+
+    def append_dataset(self, dataset: Dataset) -> None:
+        """Append all episodes of a dataset of the same profile.
+
+        Raises:
+            WmError: it is damaged, or the disk is full.
+        """
+        arrays: dict[str, Any] = {
+            name: dataset.frames(name.removeprefix("frames/"))
+            if name.startswith("frames/")
+            else getattr(dataset, name)
+            for name in self._specs
+        }
+        for episode in dataset.episodes:
+            rows = {
+                name: _Part(array, episode.start, episode.length) for name, array in arrays.items()
+            }
+            self.append_rows(episode.name, episode.length, rows)
 
     def finish(self, fingerprint: str = "", info: Mapping[str, Any] | None = None) -> None:
         """Write everything that is still missing; the dataset lies whole at :attr:`partial`.

@@ -56,6 +56,7 @@ def ingest(
     namespace: str = "",
     workers: int = 1,
     overwrite: bool = False,
+    onto: str | Path | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Turn bags into a dataset.
@@ -70,16 +71,21 @@ def ingest(
         namespace: where the profile's relative topics lie in the bags.
         workers: processes that read bags.
         overwrite: replace a dataset at ``out``.
+        onto: a dataset whose episodes come first, as they are; it stays what it is.
         progress: called after every bag.
 
     Raises:
-        WmError: no bag is usable, or the dataset cannot be written.
+        WmError: no bag is usable, the dataset cannot be written, or ``onto`` is of another profile
+            or holds one of the bags already.
     """
     sources = find_bags(bags)
     out = Path(out)
+    base = None if onto is None else _base(Path(onto), profile, sources)
     reports: list[BagReport] = []
     with DatasetWriter(out, profile, overwrite) as writer:
         try:
+            if base is not None:
+                writer.append_dataset(base)
             with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=out.parent) as tmp:
                 staged = _stage(sources, profile, namespace, Path(tmp), workers)
                 for report, folder in staged:
@@ -92,8 +98,12 @@ def ingest(
             used = [report for report in reports if report.skipped is None]
             if not used:
                 raise WmError(_nothing_usable(reports))
-            summary = summarise(reports, profile)
-            writer.finish(fingerprint(used), summary)
+            summary, mark = summarise(reports, profile), fingerprint(used)
+            if base is not None:
+                mark = hashlib.sha256(f"{base.fingerprint}\n{mark}\n".encode()).hexdigest()
+                counts = {"episodes": len(base.episodes), "ticks": base.num_ticks}
+                summary["onto"] = {"fingerprint": base.fingerprint, **counts}
+            writer.finish(mark, summary)
             write_contact_sheet(Dataset.open(writer.partial), writer.partial / CONTACT_SHEET)
             writer.commit()
         except OSError as error:
@@ -102,6 +112,22 @@ def ingest(
                 "another --out."
             ) from error
     return IngestResult(out, summary, tuple(reports))
+
+
+def _base(path: Path, profile: RobotProfile, sources: Sequence[BagSource]) -> Dataset:
+    """Open the dataset that others are put onto."""
+    base = Dataset.open(path)
+    if base.profile != profile:
+        raise WmError(
+            f"the dataset {path} was ingested with another profile; ingest its bags again with "
+            "this one."
+        )
+    there = {episode.name.rsplit("#", 1)[0] for episode in base.episodes}
+    twice = [source.name for source in sources if source.name in there]
+    if twice:
+        more = f" and {len(twice) - 1} more are" if len(twice) > 1 else " is"
+        raise WmError(f"'{twice[0]}'{more} in {path} already; give only bags that are new.")
+    return base
 
 
 def fingerprint(reports: Sequence[BagReport]) -> str:
