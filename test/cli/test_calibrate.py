@@ -32,7 +32,7 @@ def check(overlay: Path, figures: dict[str, object]) -> None:
 
 def test_thresholds_from_simulated_episodes(tmp_path: Path) -> None:
     overlay, file = tmp_path / "overlay.yaml", tmp_path / "figures.json"
-    words = ["--risk", "--source", "planner", "--episodes", "12", "--miss-rate", "0.5"]
+    words = ["--risk", "--source", "planner", "--episodes", "12", "--miss-rate", "0.9"]
     assert calibrate(*words, "--out", str(overlay), "--json", str(file)) == 0
     figures = json.loads(file.read_text())
     check(overlay, figures)
@@ -45,7 +45,7 @@ def test_thresholds_from_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     bags, overlay, file = tmp_path / "bags", tmp_path / "overlay.yaml", tmp_path / "figures.json"
     words = ["collect", "--episodes", "16", "--camera-rate", "10", "--seed", "4000000"]
     assert main([*words, "--behaviours", "edge=0.5,zone=0.5", "--out", str(bags)]) == 0
-    words = ["--risk", str(bags), "--miss-rate", "0.5", "--out", str(overlay)]
+    words = ["--risk", str(bags), "--miss-rate", "0.9", "--out", str(overlay)]
     assert calibrate(*words, "--json", str(file)) == 0
     figures = json.loads(file.read_text())
     check(overlay, figures)
@@ -54,7 +54,7 @@ def test_thresholds_from_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     # Sixteen episodes promise no rate of 1 %.
     assert calibrate("--risk", str(bags), "--miss-rate", "0.01") == 1
-    assert "use at least 99" in capsys.readouterr().err
+    assert "use at least 230" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,13 @@ def alarm_table(figures: Mapping[str, Any]) -> Table:
                 "  first alarm before it, s: median", f"{middle:.2f}", f"{low:.2f} to {high:.2f}*"
             )
     table.add_section()
-    table.add_row("episodes without event: alarmed", *_shares(figures["calm"]))
+    table.add_row("harmless episodes without event: alarmed", *_shares(figures["calm"]))
+    table.add_row("  reckless ones that ended well: alarmed", *_shares(figures["reckless_calm"]))
     table.add_section()
     guarded = figures["guarded"]
     table.add_row("with the guard: event all the same", *_shares(guarded["still_happened"]))
-    table.add_row("  episodes without event: stopped or slowed", *_shares(guarded["calm_touched"]))
-    table.add_row("  of these, an event with the guard", str(guarded["calm_violated"]), "", "")
+    table.add_row("  harmless episodes: stopped or slowed", *_shares(guarded["calm_touched"]))
+    table.add_row("  harmless episodes with an event then", str(guarded["calm_violated"]), "", "")
     table.caption = "* 10 and 90 % quantile"
     return table
 

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="of bags: from a frame to its command's effect, as mpc_planner's parameter latency_s",
     )
-    risk.add_argument("--miss-rate", type=float, default=0.05, help="share of events, by event")
+    risk.add_argument("--miss-rate", type=float, default=0.05, help="share of each event's")
     risk.add_argument("--backend", default="openvino", help="openvino or torch")
     risk.add_argument("--workers", type=int, default=2, help="parallel processes")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_risk(args: argparse.Namespace) -> int:
     from wm_node.bundle import load_bundle
     from wm_node.data.overlay import RiskCalibration, RobotOverlay, write_overlay
+    from wm_node.safety.conformal import CONFIDENCE
     from wm_node.training.alarm_figures import conformal_thresholds, thresholds_of
 
     if not 0.0 < args.miss_rate < 1.0:
@@ -132,9 +133,10 @@ def _run_risk(args: argparse.Namespace) -> int:
         "event",
         "stops above",
         "events",
-        "calm episodes",
+        "harmless episodes",
         "of these alarmed",
-        title=f"Commands of {source}; at most {100 * args.miss_rate:g} % alarmed too late",
+        title=f"Commands of {source}; at most {100 * args.miss_rate:g} % alarmed too late, with "
+        f"{100 * CONFIDENCE:g} % confidence",
     )
     for event, figures in chosen.items():
         table.add_row(
@@ -149,6 +151,7 @@ def _run_risk(args: argparse.Namespace) -> int:
         bundle=bundle.sha256,
         threshold={event: figures["threshold"] for event, figures in chosen.items()},
         miss_rate=args.miss_rate,
+        confidence=CONFIDENCE,
         measured={"source": source, "episodes": len(records), "events": chosen},
     )
     if args.out is not None:

@@ -39,6 +39,8 @@ class RiskCalibration(BaseModel):
     bundle: str
     threshold: dict[str, Annotated[float, Field(gt=0, le=1)]]
     miss_rate: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """That at most that share of events is missed."""
     measured: dict[str, Any] = {}
 
 

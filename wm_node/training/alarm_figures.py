@@ -33,6 +33,8 @@ class AlarmRecord:
     Attributes:
         seed: of the episode.
         stream: what commanded the robot.
+        reckless: whether it was out for an event. That it is stopped without one is no false alarm,
+            so it is counted apart.
         effect_s: (T,) when the brake of an alarm at each tick would have taken effect.
         risk: event -> (T,) highest risk of each tick's command or plan.
         events: of the free episode.
@@ -51,6 +53,7 @@ class AlarmRecord:
     stops: int
     slowed: int
     guarded_ticks: int
+    reckless: bool = False
 
 
 def timely_score(record: AlarmRecord, event: str, lead_s: float = LEAD_S) -> float | None:
@@ -92,7 +95,7 @@ def conformal_thresholds(
                 f"event '{event}': so many of its events are not foreseen in time at all that no "
                 f"threshold misses only a share of {miss_rate:g}; use a higher --miss-rate."
             )
-        calm = [record for record in records if not record.events]
+        calm = [record for record in records if not record.events and not record.reckless]
         exceeded = sum(record.risk[event].max(initial=0.0) > threshold for record in calm)
         chosen[event] = {
             "threshold": threshold,
@@ -107,7 +110,8 @@ def figures_of(
     records: Sequence[AlarmRecord], thresholds: dict[str, float], lead_s: float = LEAD_S
 ) -> dict[str, Any]:
     """Count what alarms at these thresholds are worth; plain data for JSON."""
-    calm = [record for record in records if not record.events]
+    calm = [record for record in records if not record.events and not record.reckless]
+    near = [record for record in records if not record.events and record.reckless]
     eventful = [record for record in records if record.events]
     over = {record.seed: _alarmed(record, thresholds) for record in records}
     return {
@@ -118,6 +122,7 @@ def figures_of(
             event: _event_figures(records, event, thresholds[event], lead_s) for event in thresholds
         },
         "calm": _share(sum(bool(over[record.seed].any()) for record in calm), len(calm)),
+        "reckless_calm": _share(sum(bool(over[record.seed].any()) for record in near), len(near)),
         "guarded": {
             "still_happened": _share(
                 sum(bool(record.guarded_events) for record in eventful), len(eventful)
@@ -132,7 +137,9 @@ def figures_of(
                 "episodes": sum(record.stream == name for record in records),
                 "eventful": sum(record.stream == name for record in eventful),
                 "calm_alarmed": sum(
-                    bool(over[record.seed].any()) for record in calm if record.stream == name
+                    bool(over[record.seed].any())
+                    for record in [*calm, *near]
+                    if record.stream == name
                 ),
                 "still_happened": sum(
                     bool(record.guarded_events) for record in eventful if record.stream == name

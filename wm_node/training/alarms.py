@@ -38,6 +38,8 @@ from wm_node.training.policies import MpcPolicy, PlanSettings, committed_command
 SOURCES = ("planner", "external")
 STREAMS = Mix({"scripted": 0.3, "aimed": 0.2, "edge": 0.2, "zone": 0.2, "wander": 0.1})
 """What external commands come from."""
+RECKLESS = frozenset({"edge", "zone", "astray"})
+"""Streams that are out for an event."""
 RISKY_SHARE = 0.5
 """Of the planner's targets, those beyond the table's edge or in the zone."""
 OPERATOR_NOISE_M_S = 0.03  # on scripted pushes: nobody commands as cleanly as a script
@@ -148,8 +150,9 @@ def _run(job: _Job) -> AlarmRecord:
         """Begin the episode anew; the seed decides everything."""
         task, rng = task_for_seed(sim, job.seed), np.random.default_rng([job.seed, 0xA1A])
         if job.source == "planner":
-            policy.reset(risky_task(task, rng), sim)
-            return "planner", _planner(policy, thresholds)
+            aim = risky_task(task, rng)
+            policy.reset(aim, sim)
+            return "to target" if aim == task else "astray", _planner(policy, thresholds)
         name = STREAMS.draw(rng)
         behaviour: Behaviour = Scripted(task.goal) if name == "scripted" else make_behaviour(name)
         behaviour.reset(sim, rng)
@@ -178,7 +181,8 @@ def _run(job: _Job) -> AlarmRecord:
     risk = {name: np.array([one.risk.get(name, 0.0) for one in judged]) for name in EVENTS}
     effect_s = TICK_S * np.arange(len(judged), dtype=np.float64) + DEFAULT_LATENCY_S
     if not job.guarded:
-        return AlarmRecord(job.seed, stream, effect_s, risk, events, (), 0, 0, 0)
+        reckless = stream in RECKLESS
+        return AlarmRecord(job.seed, stream, effect_s, risk, events, (), 0, 0, 0, reckless)
     _, judge = start()
     judged.clear()
 
@@ -197,6 +201,7 @@ def _run(job: _Job) -> AlarmRecord:
         stops=sum(one.stopped for one in judged),
         slowed=sum(one.slowed for one in judged),
         guarded_ticks=len(judged),
+        reckless=stream in RECKLESS,
     )
 
 
