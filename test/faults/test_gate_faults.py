@@ -210,6 +210,7 @@ def joint_profile(tmp_path: Path) -> Path:
         },
     }
     data["joints"]["max_velocity"] = [1.0] * len(names)
+    del data["safety"]["space"]  # these arms turn far out of the table-top's workspace
     file = tmp_path / "joints.yaml"
     file.write_text(yaml.safe_dump(data), encoding="utf-8")
     return file
