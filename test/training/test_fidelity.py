@@ -276,7 +276,7 @@ def test_the_shipped_bundle_gives_the_same_figures_in_any_number_of_processes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "tabletop"], "not both"),
+        (["--suite", "tabletop"], "give one of --suite, --fidelity and --alarms"),
         (["--bundle", "shipped", "--states", "1"], "too few"),
         (["--bundle", "shipped", "--sequences", "8"], "8 sequences"),
         (["--bundle", "shipped", "--uncertainty-weight", "0"], "above 0"),

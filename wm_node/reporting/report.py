@@ -288,9 +288,17 @@ def _timeline(data: ReportData, spans: Sequence[GateSpan]) -> Markup | None:
 
 
 def _interventions(data: ReportData, spans: Sequence[GateSpan]) -> list[dict[str, Any]]:
-    """Return the longest interventions, in the order of time, with frames before and after."""
+    """Return the longest interventions, in the order of time, with frames before and after.
+
+    Between the episodes of a demo the scene is reset: what the gate does then is not of interest.
+    """
     log = data.log
-    found = sorted(find_interventions(log, spans), key=lambda one: one.end_ns - one.start_ns)
+    found = [
+        one
+        for one in find_interventions(log, spans)
+        if not data.episodes or _in_episode(data, one.start_ns)
+    ]
+    found.sort(key=lambda one: one.end_ns - one.start_ns)
     shown = sorted(found[-MOST_INTERVENTIONS:], key=lambda one: one.start_ns)
     camera = log.profile.cameras[0].name
     stamps = log.frames.get(camera, np.zeros(0, dtype=np.int64))
