@@ -92,6 +92,8 @@ class Bench:
     # processes
 
     def start(self, name: str, *words: str) -> None:
+        if name in self.processes:  # a test that failed left it
+            self.kill(name)
         log = (self.folder / f"{name}.log").open("a")
         with log:
             self.processes[name] = subprocess.Popen(
