@@ -116,6 +116,14 @@ class Bench:
         self.start("gate", "-m", "wm_node.nodes.safety_gate", "--ros-args", *words)
         bring_up(self.caller, [GATE])
 
+    def start_model(self, bundle: Path, *parameters: str) -> None:
+        """Start the model's process with parameters ``name:=value`` and bring its nodes up."""
+        # A shared test machine may be slow.
+        given = (f"bundle:={bundle}", "late_limit:=10", "latency_s:=0.15", *parameters)
+        arguments = [word for parameter in given for word in ("-p", parameter)]
+        self.start("world_model", "-m", "wm_node.nodes.world_model", "--ros-args", *arguments)
+        bring_up(self.caller, ["/world_model", "/mpc_planner"])
+
     def start_upstream(self, robot: str = "tabletop") -> None:
         self.start("upstream", str(Path(__file__).with_name("upstream.py")), robot)
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 from std_msgs.msg import Bool
 
 from wm_node.nodes.common import COMMAND_QOS, RELIABLE_QOS, steady_clock
@@ -84,15 +82,8 @@ def robot(bench: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     bench.start("robot", "-m", "wm_node.nodes.sim_robot", *words)
     bring_up(bench.caller, ["/sim_robot"])
     bench.start_gate()
-    # A shared test machine may be slow.
-    words = (f"bundle:={resource(BUNDLE)}", "late_limit:=10", "latency_s:=0.15")
-    arguments = [word for parameter in words for word in ("-p", parameter)]
-    bench.start("world_model", "-m", "wm_node.nodes.world_model", "--ros-args", *arguments)
-    bring_up(bench.caller, ["/world_model", "/mpc_planner"])
-    source = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="external")
-    request_ = SetParameters.Request(parameters=[Parameter(name="source", value=source)])
-    answer = bench.caller.call(SetParameters, "mpc_planner/set_parameters", request_)
-    assert answer.results[0].successful
+    bench.start_model(resource(BUNDLE))
+    bench.caller.set_parameter("mpc_planner", "source", "external")
     yield bench
     for name in tuple(bench.processes):
         bench.kill(name)

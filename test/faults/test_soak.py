@@ -58,11 +58,7 @@ class Soak:
         elif name == "gate":
             bench.start_gate()
         elif name == "world_model":
-            # A shared test machine may be slow.
-            words = [f"bundle:={resource(BUNDLE)}", "late_limit:=10", "latency_s:=0.15"]
-            arguments = [word for parameter in words for word in ("-p", parameter)]
-            bench.start(name, "-m", "wm_node.nodes.world_model", "--ros-args", *arguments)
-            bring_up(bench.caller, ["/world_model", "/mpc_planner"])
+            bench.start_model(resource(BUNDLE))
         else:
             bag = bench.folder / f"soak_{len(self.bags)}"
             self.bags.append(bag)

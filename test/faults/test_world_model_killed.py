@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 
 from wm_node.bundle import Bundle
-from wm_node.nodes.lifecycle import bring_up
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 
 ONSET_S = 0.100
@@ -43,19 +40,12 @@ def arm(bench: Any, files: tuple[Path, Path]) -> Iterator[Any]:
         bench.kill(name)
     bench.start_robot(camera_rate=20.0)
     bench.start_gate("-p", f"robot:={profile}")
-    words = [f"bundle:={bundle}", f"robot:={profile}", "candidates:=16", "iterations:=1"]
+    words = [f"robot:={profile}", "candidates:=16", "iterations:=1"]
     words += ["uncertainty_limit:=1000000.0", "surprise_limit:=1000000.0", "goal_reached:=0.001"]
     # Without these, standing still looks best to a model that tells actions hardly apart.
     words += ["weights.smoothness:=0.0", "weights.risk:=0.0"]
-    # A shared test machine may be slow.
-    words += ["late_limit:=10", "latency_s:=0.15"]
-    arguments = [word for parameter in words for word in ("-p", parameter)]
-    bench.start("world_model", "-m", "wm_node.nodes.world_model", "--ros-args", *arguments)
-    bring_up(bench.caller, ["/world_model", "/mpc_planner"])
-    goal = ParameterValue(type=ParameterType.PARAMETER_DOUBLE_ARRAY, double_array_value=[0.1, 0.05])
-    request = SetParameters.Request(parameters=[Parameter(name="goal_state", value=goal)])
-    answer = bench.caller.call(SetParameters, "mpc_planner/set_parameters", request)
-    assert answer.results[0].successful
+    bench.start_model(bundle, *words)
+    bench.caller.set_parameter("mpc_planner", "goal_state", [0.1, 0.05])
     yield bench
     for name in tuple(bench.processes):
         bench.kill(name)

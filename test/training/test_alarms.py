@@ -39,7 +39,7 @@ def record(
     risk = {"fell": np.array(risks), "zone": np.zeros(len(risks))}
     effect_s = 0.1 * np.arange(1, len(risks) + 1)
     events = {} if event is None else {"fell": event}
-    return AlarmRecord(seed, "edge", effect_s, risk, events, guarded_events, stops, 0, len(risks))
+    return AlarmRecord(seed, "edge", effect_s, risk, events, guarded_events, stops)
 
 
 def test_only_risk_that_was_seen_in_time_counts():
@@ -90,10 +90,6 @@ def test_a_calibrated_threshold_misses_as_few_as_promised():
             np.array([0.1]),
             {"fell": np.array([peak]), "zone": np.array([peak])},
             {"fell": Event(1.0, 0.9), "zone": Event(1.0, 0.9)},
-            (),
-            0,
-            0,
-            1,
         )
         for peak in peaks
     ]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from wm_node.cli.progress import counted_progress, table_console
 from wm_node.json_file import write_json
 
 
@@ -44,8 +44,7 @@ def run_alarms(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     thresholds = thresholds_of(with_overlay(bundle.profile, args.overlay, bundle.sha256))
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"episodes, commands of {args.source}", total=args.episodes)
+    with counted_progress(console, f"episodes, commands of {args.source}") as advance:
         records = collect_records(
             bundle.path,
             args.source,
@@ -54,7 +53,7 @@ def run_alarms(args: argparse.Namespace) -> int:
             thresholds,
             backend=args.backend,
             workers=args.workers,
-            advance=lambda done, total: progress.update(task, completed=done, total=total),
+            advance=advance,
         )
     figures = {
         "bundle_sha256": bundle.sha256,
@@ -62,10 +61,7 @@ def run_alarms(args: argparse.Namespace) -> int:
         "seed": args.seed,
         **figures_of(records, thresholds),
     }
-    shown = Console()
-    if not shown.is_terminal:
-        shown = Console(width=120)  # a pipe or a file has no width to fit into
-    shown.print(alarm_table(figures))
+    table_console().print(alarm_table(figures))
     if args.json is not None:
         write_json(args.json, figures)
     return 0

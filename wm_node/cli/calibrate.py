@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from wm_node.cli.progress import bags_progress
+from wm_node.cli.progress import bags_progress, counted_progress
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import load_profile
@@ -94,12 +93,7 @@ def _run_risk(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle or resource(BUNDLE))
     profile, console = bundle.profile, Console()
     thresholds = thresholds_of(profile)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("episodes", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with counted_progress(console, "episodes") as advance:
         if args.risk:
             from wm_node.training.bag_alarms import records_of_bags
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from wm_node.cli.progress import counted_progress, table_console
 from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
     from wm_node.training.fidelity import Settings, evaluate_fidelity
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("comparing with the simulator", total=None)
+    with counted_progress(console, "comparing with the simulator") as advance:
         result = evaluate_fidelity(
             args.bundle,
             args.backend,
@@ -53,7 +52,7 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
             args.workers,
             args.threads,
             Settings(args.sequences, args.uncertainty_weight, plan),
-            advance=lambda done, total: progress.update(task, completed=done, total=total),
+            advance=advance,
         )
     figures = dict(result.figures)
     if args.pictures is not None:
@@ -69,10 +68,7 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
                 np.concatenate([record.cost.true for record in result.records]),
             )
         )
-    shown = Console()
-    if not shown.is_terminal:
-        shown = Console(width=120)  # a pipe or a file has no width to fit into
-    shown.print(fidelity_table(figures))
+    table_console().print(fidelity_table(figures))
     if args.json is not None:
         write_json(args.json, figures)
     return 0

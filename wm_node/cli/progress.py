@@ -43,6 +43,24 @@ def progress_bar(
 
 
 @contextmanager
+def counted_progress(console: Console, doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of a piece of work is done, on a terminal only.
+
+    Yields:
+        A function that takes (done, total).
+    """
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def table_console() -> Console:
+    """Return the console to print a wide table on: a pipe or a file has no width to fit into."""
+    shown = Console()
+    return shown if shown.is_terminal else Console(width=120)
+
+
+@contextmanager
 def bags_progress(console: Console, doing: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show how many bags are done: a bar on a terminal, a line every tenth of them elsewhere.
 

@@ -65,6 +65,7 @@ COMPRESSED = "sensor_msgs/msg/CompressedImage"
 STRING = "std_msgs/msg/String"
 
 # What is recorded of our own nodes besides the topics of the profile.
+MARKED = "events/marked"
 DEFAULT_TOPICS = (
     "goal_image",
     "mpc_planner/command",
@@ -75,14 +76,13 @@ DEFAULT_TOPICS = (
     "safety_gate/status",
     "safety_gate/shadow_command",
     "sim_robot/goal",
-    "events/marked",
+    MARKED,
     "/diagnostics",
     "/parameter_events",
     "/rosout",
     "/tf",
     "/tf_static",
 )
-MARKED = "events/marked"
 DEFAULT_NODES = ("world_model", "mpc_planner", "safety_gate", "sim_robot")
 
 _POLL_S = 0.05

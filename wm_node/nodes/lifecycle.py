@@ -138,14 +138,18 @@ class Caller:
         if not response.success:
             raise WmError(f"the node '{name}' refused to {transition}; its log says why.")
 
-    def set_parameter(self, name: str, parameter: str, value: Sequence[float] | float) -> None:
-        """Set a number or a list of numbers as a parameter of another node.
+    def set_parameter(
+        self, name: str, parameter: str, value: Sequence[float] | float | str
+    ) -> None:
+        """Set a number, a list of numbers or a text as a parameter of another node.
 
         Raises:
             WmError: the node refused the value.
         """
         if isinstance(value, float):
             typed = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+        elif isinstance(value, str):
+            typed = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
         elif isinstance(value, Sequence):
             typed = ParameterValue(
                 type=ParameterType.PARAMETER_DOUBLE_ARRAY,

@@ -76,6 +76,7 @@ from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.supervision import SupervisionConfig
 from wm_node.profile import RobotProfile
+from wm_node.safety.gate import GateConfig, judge_command
 from wm_node.safety.reasons import ORDINARY, Reason
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT_PERIOD_S = 0.04  # the gate asks for 20 Hz or more
 COUNT_EVERY = 5  # heartbeats: a look into the local graph cache
-FUTURE_S = 0.05  # how far ahead an external command may be stamped
 LATE_WINDOW = 10  # cycles over which late ones are counted
 FLUSH = Duration(seconds=0, nanoseconds=200_000_000)
 FIXED = (
@@ -454,20 +454,13 @@ class MpcPlannerNode(ManagedNode):
         if self._cycle is None:
             return
         self._counts["external_commands"] += 1
-        received_ns, nothing = time.monotonic_ns(), np.zeros(len(self._profile.action.names))
-        frame, wanted = command_frame(message), self._profile.action.frame_id
-        reason, detail, values = Reason.OK, "", nothing
+        received_ns, values = time.monotonic_ns(), np.zeros(len(self._profile.action.names))
         try:
             stamp_ns, values = read_command(self._profile, message)
             age_s = 1e-9 * (self._now_ns() - stamp_ns) if stamp_ns else 0.0
-            if not np.isfinite(values).all():
-                reason, detail = Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}"
-            elif frame != wanted:
-                reason, detail = Reason.COMMAND_FOREIGN_FRAME, f"'{frame}', expected '{wanted}'"
-            elif age_s > self._profile.safety.max_command_age_s:
-                reason, detail = Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival"
-            elif age_s < -FUTURE_S:
-                reason, detail = Reason.COMMAND_FUTURE, f"{-age_s:.3f} s ahead"
+            reason, detail = judge_command(
+                self._profile, values, command_frame(message), age_s, GateConfig.stamp_ahead_s
+            )
         except WmError as error:
             reason, detail = Reason.COMMAND_MALFORMED, str(error)
         self._counts["external_refused"] += reason is not Reason.OK

@@ -64,9 +64,10 @@ from wm_node.nodes.pointcloud import pack, unpack
 from wm_node.nodes.polling import Polled
 from wm_node.planning.world_model import Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile, load_profile
+from wm_node.safety.gate import GateConfig
 from wm_node.safety.reasons import Reason
 
-FUTURE_NS = 50_000_000  # how far ahead a frame may be stamped
+FUTURE_NS = round(GateConfig.stamp_ahead_s * 1e9)  # how far ahead a frame may be stamped
 
 # Joint states and applied actions come fast, wait in the queue until a tick needs them, and none
 # may be lost. Best effort matches every publisher.

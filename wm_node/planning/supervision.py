@@ -93,7 +93,7 @@ class Supervisor:
     """
 
     def __init__(self, model: WorldModel, config: SupervisionConfig, latency_s: float) -> None:
-        self._model, self._config, self._latency_s = model, config, latency_s
+        self._model, self._latency_s = model, latency_s
         self._ticks = max(1, round(config.hold_s * model.profile.model.tick_rate_hz))
         # A position is where to be, not how fast: it is not made slower here, the gate does that.
         slower = model.profile.action.kind != "joint_position"

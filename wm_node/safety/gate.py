@@ -215,6 +215,30 @@ def event_over_threshold(risk: Mapping[str, float], thresholds: Mapping[str, flo
     return None
 
 
+def judge_command(
+    profile: RobotProfile, values: Values, frame_id: str, age_s: float, stamp_ahead_s: float
+) -> tuple[Reason, str]:
+    """Return why a command cannot be followed, and the figures behind it; ``OK`` if it can.
+
+    Args:
+        profile: of the robot.
+        values: (A,) as they came.
+        frame_id: of the command, empty where it has none.
+        age_s: by its stamp; negative: it is stamped in the future.
+        stamp_ahead_s: how far in the future it may be stamped.
+    """
+    if not np.isfinite(values).all():
+        return Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}"
+    if frame_id != profile.action.frame_id:
+        expected = profile.action.frame_id
+        return Reason.COMMAND_FOREIGN_FRAME, f"frame '{frame_id}', expected '{expected}'"
+    if age_s < -stamp_ahead_s:
+        return Reason.COMMAND_FUTURE, f"{-age_s:.3f} s ahead"
+    if age_s > profile.safety.max_command_age_s:
+        return Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival"
+    return Reason.OK, ""
+
+
 class Gate:
     """Decides, every period, what the robot is sent.
 
@@ -293,32 +317,22 @@ class Gate:
 
         A command that cannot be accepted makes the gate brake until a good one comes.
         """
-        inputs, safety = self._inputs, self._profile.safety
+        inputs = self._inputs
         self._count(now_s)
         age_s = (ros_ns - stamp_ns) / _NS if stamp_ns else 0.0
         values = np.array(values, dtype=np.float64)
-        if not np.isfinite(values).all():
-            fault = _Fault(Reason.COMMAND_NOT_FINITE, f"values {values.tolist()}")
-        elif frame_id != self._profile.action.frame_id:
-            fault = _Fault(
-                Reason.COMMAND_FOREIGN_FRAME,
-                f"frame '{frame_id}', expected '{self._profile.action.frame_id}'",
-            )
-        elif age_s < -self._config.stamp_ahead_s:
-            fault = _Fault(Reason.COMMAND_FUTURE, f"{-age_s:.3f} s ahead")
-        elif age_s > safety.max_command_age_s:
-            fault = _Fault(Reason.COMMAND_OLD, f"{age_s:.3f} s old on arrival")
-        elif stamp_ns and stamp_ns < inputs.newest_stamp_ns:
+        fault = _Fault(
+            *judge_command(self._profile, values, frame_id, age_s, self._config.stamp_ahead_s)
+        )
+        if fault.reason is Reason.OK and stamp_ns and stamp_ns <= inputs.newest_stamp_ns:
+            if stamp_ns == inputs.newest_stamp_ns:
+                return  # the same command again does not make it any fresher
             fault = _Fault(Reason.COMMAND_OLD, "older than the command before it")
-        elif stamp_ns and stamp_ns == inputs.newest_stamp_ns:
-            return  # the same command again does not make it any fresher
-        else:
+        if fault.reason is Reason.OK:
             inputs.newest_stamp_ns = stamp_ns or inputs.newest_stamp_ns
             if inputs.pending is None:
                 inputs.pending_since_s = now_s
             inputs.pending = _Command(stamp_ns, now_s, values)
-            inputs.refused = _Fault()
-            return
         inputs.refused = fault
 
     def _count(self, now_s: float) -> None:

@@ -41,7 +41,9 @@ class SpaceGuard:
         links = [watched.link for watched in space.links]
         names = profile.joints.names
         self._chains = load_chains(urdf, space.frame, links, names)
-        self._space, self._links = space, links
+        self._links = links
+        self._workspace = None if space.workspace is None else _corners(space.workspace)
+        self._volumes = [(f"'{volume.name}'", _corners(volume)) for volume in space.keep_out]
         self._radii = np.array([watched.radius_m for watched in space.links])
         self._kind, self._index = profile.action.kind, joint_indices(profile)
         # The measured place is as old as joint states may be, and the robot acts late.
@@ -112,18 +114,21 @@ class SpaceGuard:
     def _rooms(self, way: Values, radius: float) -> list[tuple[Reason, str, Values]]:
         """Distances (SAMPLES,) to each border, negative beyond it."""
         rooms = []
-        if self._space.workspace is not None:
-            box = self._space.workspace
-            inside = np.minimum(way - np.array(box.lower), np.array(box.upper) - way).min(axis=1)
+        if self._workspace is not None:
+            lower, upper = self._workspace
+            inside = np.minimum(way - lower, upper - way).min(axis=1)
             rooms.append((Reason.WORKSPACE, "the border of the workspace", inside - radius))
-        for volume in self._space.keep_out:
-            room = _outside(way, volume) - radius
-            rooms.append((Reason.KEEP_OUT, f"'{volume.name}'", room))
+        for name, (lower, upper) in self._volumes:
+            rooms.append((Reason.KEEP_OUT, name, _outside(way, lower, upper) - radius))
         return rooms
 
 
-def _outside(places: Values, box: Box) -> Values:
+def _corners(box: Box) -> tuple[Values, Values]:
+    return np.array(box.lower), np.array(box.upper)
+
+
+def _outside(places: Values, lower: Values, upper: Values) -> Values:
     """Distances (N,) of places (N, 3) to a box; inside it, minus the way out."""
-    away = np.maximum(np.array(box.lower) - places, places - np.array(box.upper))
+    away = np.maximum(lower - places, places - upper)
     outside = np.linalg.norm(np.maximum(away, 0.0), axis=1)
     return np.asarray(outside + np.minimum(away.max(axis=1), 0.0))

@@ -41,7 +41,6 @@ class AlarmRecord:
         guarded_events: names of those that happened in spite of the guard.
         stops: ticks of the guarded episode at which it stopped the robot.
         slowed: ticks at which it slowed the command.
-        guarded_ticks: of the guarded episode.
     """
 
     seed: int
@@ -49,10 +48,9 @@ class AlarmRecord:
     effect_s: NDArray[np.float64]
     risk: dict[str, NDArray[np.float64]]
     events: dict[str, Event]
-    guarded_events: tuple[str, ...]
-    stops: int
-    slowed: int
-    guarded_ticks: int
+    guarded_events: tuple[str, ...] = ()
+    stops: int = 0
+    slowed: int = 0
     reckless: bool = False
 
 
@@ -96,12 +94,11 @@ def conformal_thresholds(
                 f"threshold misses only a share of {miss_rate:g}; use a higher --miss-rate."
             )
         calm = [record for record in records if not record.events and not record.reckless]
-        exceeded = sum(record.risk[event].max(initial=0.0) > threshold for record in calm)
         chosen[event] = {
             "threshold": threshold,
             "events": len(scores),
             "calm_episodes": len(calm),
-            "calm_alarmed": int(exceeded),
+            "calm_alarmed": sum(_alarmed(record, {event: threshold}) for record in calm),
         }
     return chosen
 
@@ -113,7 +110,6 @@ def figures_of(
     calm = [record for record in records if not record.events and not record.reckless]
     near = [record for record in records if not record.events and record.reckless]
     eventful = [record for record in records if record.events]
-    over = {record.seed: _alarmed(record, thresholds) for record in records}
     return {
         "episodes": len(records),
         "lead_s": lead_s,
@@ -121,8 +117,8 @@ def figures_of(
         "events": {
             event: _event_figures(records, event, thresholds[event], lead_s) for event in thresholds
         },
-        "calm": _share(sum(bool(over[record.seed].any()) for record in calm), len(calm)),
-        "reckless_calm": _share(sum(bool(over[record.seed].any()) for record in near), len(near)),
+        "calm": _share(sum(_alarmed(record, thresholds) for record in calm), len(calm)),
+        "reckless_calm": _share(sum(_alarmed(record, thresholds) for record in near), len(near)),
         "guarded": {
             "still_happened": _share(
                 sum(bool(record.guarded_events) for record in eventful), len(eventful)
@@ -137,7 +133,7 @@ def figures_of(
                 "episodes": sum(record.stream == name for record in records),
                 "eventful": sum(record.stream == name for record in eventful),
                 "calm_alarmed": sum(
-                    bool(over[record.seed].any())
+                    _alarmed(record, thresholds)
                     for record in [*calm, *near]
                     if record.stream == name
                 ),
@@ -150,9 +146,8 @@ def figures_of(
     }
 
 
-def _alarmed(record: AlarmRecord, thresholds: dict[str, float]) -> NDArray[np.bool_]:
-    over = [record.risk[event] > limit for event, limit in thresholds.items()]
-    return np.asarray(np.any(over, axis=0))
+def _alarmed(record: AlarmRecord, thresholds: dict[str, float]) -> bool:
+    return any(bool((record.risk[event] > limit).any()) for event, limit in thresholds.items())
 
 
 def _event_figures(

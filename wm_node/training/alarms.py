@@ -180,9 +180,9 @@ def _run(job: _Job) -> AlarmRecord:
     }
     risk = {name: np.array([one.risk.get(name, 0.0) for one in judged]) for name in EVENTS}
     effect_s = TICK_S * np.arange(len(judged), dtype=np.float64) + DEFAULT_LATENCY_S
+    record = AlarmRecord(job.seed, stream, effect_s, risk, events, reckless=stream in RECKLESS)
     if not job.guarded:
-        reckless = stream in RECKLESS
-        return AlarmRecord(job.seed, stream, effect_s, risk, events, (), 0, 0, 0, reckless)
+        return record
     _, judge = start()
     judged.clear()
 
@@ -191,17 +191,11 @@ def _run(job: _Job) -> AlarmRecord:
         return judged[-1].safe
 
     guarded = play(sim, obey, DEFAULT_LATENCY_S)
-    return AlarmRecord(
-        seed=job.seed,
-        stream=stream,
-        effect_s=effect_s,
-        risk=risk,
-        events=events,
+    return replace(
+        record,
         guarded_events=tuple(guarded.events),
         stops=sum(one.stopped for one in judged),
         slowed=sum(one.slowed for one in judged),
-        guarded_ticks=len(judged),
-        reckless=stream in RECKLESS,
     )
 
 

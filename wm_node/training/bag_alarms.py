@@ -114,8 +114,4 @@ def _record(
             name: Event(rates.tick_s * tick, rates.tick_s * tick - stopping_s)
             for name, tick in begins.items()
         },
-        guarded_events=(),
-        stops=0,
-        slowed=0,
-        guarded_ticks=0,
     )
