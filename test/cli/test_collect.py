@@ -17,9 +17,9 @@ from wm_node.data.dataset import Dataset
 from wm_node.data.images import decode_image
 from wm_node.data.ingest import ingest
 from wm_node.profile import load_profile
-from wm_node.sim.behaviours import DEFAULT_MIX
 from wm_node.sim.episode import record_episode
 from wm_node.sim.generate import generate_episode
+from wm_node.sim.mix import DEFAULT_MIX
 from wm_node.sim.tabletop import TabletopSim
 
 SEED = 21

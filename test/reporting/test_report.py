@@ -39,8 +39,8 @@ from wm_node.reporting.summary import (
     share_figures,
     shares_of_limits,
 )
-from wm_node.sim.behaviours import DEFAULT_MIX
 from wm_node.sim.episode import Streams, record_episode
+from wm_node.sim.mix import DEFAULT_MIX
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
 from wm_node.statistics import wilson95

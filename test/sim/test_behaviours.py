@@ -10,9 +10,9 @@ import pytest
 from wm_node.cli import collect as command
 from wm_node.errors import WmError
 from wm_node.profile import load_profile
-from wm_node.sim.behaviours import DEFAULT_MIX, Mix, make_behaviour, parse_mix
 from wm_node.sim.episode import record_episode
 from wm_node.sim.generate import generate_episode, generate_episodes
+from wm_node.sim.mix import DEFAULT_MIX, Mix, make_behaviour, parse_mix
 from wm_node.sim.tabletop import TabletopSim
 
 

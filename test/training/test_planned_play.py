@@ -13,8 +13,8 @@ import pytest
 from wm_node.bundle import Bundle
 from wm_node.cli.main import main as wm
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.sim.behaviours import PLANNER, Mix
 from wm_node.sim.episode import record_episode
+from wm_node.sim.mix import PLANNER, Mix
 from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import EDGE_MARGIN_M

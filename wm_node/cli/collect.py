@@ -18,7 +18,7 @@ from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
 
 if TYPE_CHECKING:
-    from wm_node.sim.behaviours import MakeBehaviour
+    from wm_node.sim.mix import MakeBehaviour
 
 IMAGE_SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
 DEFAULT_BEHAVIOURS = "wander=0.25,aimed=0.40,edge=0.22,zone=0.13"
@@ -33,10 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
-        help="shares of wander, aimed, edge, zone, and planner, which needs a --bundle",
+        help="shares of wander, aimed, edge, zone, careful, and planner, which needs a --bundle",
     )
     parser.add_argument(
         "--bundle", type=Path, default=None, help="bundle that the behaviour 'planner' plans with"
+    )
+    parser.add_argument(
+        "--level",
+        default="basic",
+        help="of the task suite, whose scene is played in: basic, edge, clutter, moving_hand, shift",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
     parser.add_argument(
@@ -55,11 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Collect; bags that are complete already are kept, so an interrupted run can go on."""
     # Imported here: --help must not need MuJoCo.
-    from wm_node.sim.behaviours import PLANNER, parse_mix
     from wm_node.sim.collect import Settings, collect
+    from wm_node.sim.levels import find_level
+    from wm_node.sim.mix import PLANNER, parse_mix
 
     profile = load_profile(args.robot)
     _check(args, profile)
+    find_level(args.level)
     camera = profile.cameras[0]
     width, height = _image_size(args.image_size) or (camera.width, camera.height)
     mix = parse_mix(args.behaviours, more=(PLANNER,))
@@ -72,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         camera_rate_hz=args.camera_rate or camera.rate_hz,
         images=args.images,
         bundle_sha256=sha256,
+        level=args.level,
     )
     began = time.monotonic()
     counts: Counter[str] = Counter()
@@ -81,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         counts["written" if written else "kept"] += 1
         counts["fell"] += info.fell
         counts["zone"] += info.zone
+        counts["hit"] += info.hit
         behaviours[info.behaviour] += 1
     figures: dict[str, Any] = {
         "episodes": args.episodes,
@@ -88,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         "kept": counts["kept"],
         "falls": counts["fell"],
         "zone_entries": counts["zone"],
+        "hits": counts["hit"],
         "behaviours": dict(sorted(behaviours.items())),
         "seed": args.seed,
         "workers": args.workers,
@@ -96,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     }
     Console().print(
         f"{args.out}: {args.episodes} episodes ({counts['written']} written now), "
-        f"{counts['fell']} falls, {counts['zone']} zone entries, "
+        f"{counts['fell']} falls, {counts['zone']} zone entries, {counts['hit']} hits, "
         f"{figures['bytes'] / 1e6:.1f} MB, {figures['wall_s']:.1f} s",
         soft_wrap=True,
         highlight=False,
@@ -126,7 +136,7 @@ def _player(bundle: Path | None, planned: bool) -> tuple[MakeBehaviour, str]:
     Raises:
         WmError: the planner without a bundle, a bundle without the planner, or a damaged one.
     """
-    from wm_node.sim.behaviours import PLANNER, make_behaviour
+    from wm_node.sim.mix import PLANNER, make_behaviour
 
     if not planned:
         if bundle is not None:

@@ -6,8 +6,6 @@ next (speed, noise, target); ``act`` returns the tip velocity (2,) in m/s for th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from math import atan2, cos, hypot, pi, sin
 from typing import Protocol
 
@@ -238,64 +236,3 @@ class AimedPush:
 
 def _edge_distances(x: float, y: float) -> Vector:
     return np.array([x - TABLE_BOUNDS.x_min, TABLE_BOUNDS.x_max - x, y - TABLE_BOUNDS.y_min])
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Shares of the collecting behaviours, by name; they need not add up to one."""
-
-    shares: Mapping[str, float]
-
-    def draw(self, rng: np.random.Generator) -> str:
-        """Return the name of one behaviour."""
-        names = list(self.shares)
-        weights = np.array([self.shares[name] for name in names])
-        return names[int(rng.choice(len(names), p=weights / weights.sum()))]
-
-
-PLANNER = "planner"
-"""Name of the behaviour that plans with a bundle: :mod:`wm_node.training.planned_play`."""
-BEHAVIOURS = ("wander", "aimed", "edge", "zone")
-DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})
-
-
-def make_behaviour(name: str) -> Behaviour:
-    """Build a collecting behaviour by name: wander, aimed, edge or zone.
-
-    Raises:
-        WmError: there is no such behaviour.
-    """
-    if name == "wander":
-        return Wander()
-    if name in ("aimed", "edge", "zone"):
-        return AimedPush({"aimed": "table"}.get(name, name))
-    raise WmError(f"there is no behaviour '{name}'; use one of {', '.join(BEHAVIOURS)}.")
-
-
-MakeBehaviour = Callable[[str], Behaviour]
-"""Builds a behaviour by name; picklable, where worker processes call it."""
-
-
-def parse_mix(text: str, more: Collection[str] = ()) -> Mix:
-    """Read shares such as ``wander=0.3,aimed=0.7``, or names alone for equal shares.
-
-    Args:
-        text: what to read.
-        more: names that are known beside :data:`BEHAVIOURS`.
-
-    Raises:
-        WmError: an unknown name, or a share that is no positive number.
-    """
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, share = part.strip().partition("=")
-        if name not in more:
-            make_behaviour(name)
-        try:
-            value = float(share) if share else 1.0
-        except ValueError:
-            value = -1.0
-        if not 0.0 < value < float("inf"):
-            raise WmError(f"'{part.strip()}' is no share of a behaviour; write e.g. aimed=0.5.")
-        shares[name] = value
-    return Mix(shares)

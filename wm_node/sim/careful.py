@@ -10,11 +10,13 @@ from math import cos, dist, hypot, pi, sin
 import numpy as np
 from numpy.typing import NDArray
 
+from wm_node.errors import WmError
+from wm_node.sim.arm import MAX_TIP_SPEED
 from wm_node.sim.behaviours import CONTACT_M, push_velocity
 from wm_node.sim.level import Disc, Mover, Point, along
 from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_BOUNDS, TIP_RADIUS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import path_is_free
+from wm_node.sim.task import path_is_free, sample_task
 
 Vector = NDArray[np.float64]
 
@@ -28,6 +30,7 @@ LOOK_AHEAD_S = 1.2
 MOVE_S = 0.4  # how long a velocity is thought to go on before the tip stops
 STEP_S = 0.1
 SPEED = 0.22
+ARRIVED_M = 0.015  # of a target, where the next one is drawn
 
 
 def way_round_zone(mug: Point, goal: Point) -> list[Point]:
@@ -130,6 +133,41 @@ class Careful:
             if not _meets(begin, self.speed, k * pi / 8, mug)
         ]
         return max([still, *ways], key=lambda way: _tip_room(mover, now, begin, way))
+
+
+class CarefulPushes:
+    """Pushes the mug to one target of the task after the other, noisily, as :class:`Careful` does.
+
+    For collecting: what it looks like when hazards are minded.
+    """
+
+    def __init__(self) -> None:
+        self._push = Careful((0.0, 0.0))
+        self._deviation = 0.0
+        self._noise = np.zeros(2)
+
+    def reset(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        """Draw how fast and how noisy the episode is, and the first target."""
+        self._deviation = float(rng.choice([0.0, 0.02, 0.05]))
+        self._noise = np.zeros(2)
+        self._push = Careful(sample_task(sim, rng).goal, float(rng.uniform(0.12, 0.25)))
+        self._push.reset(sim, rng)
+
+    def act(self, sim: TabletopSim, rng: np.random.Generator) -> Vector:
+        """Return the tip velocity (2,) in m/s for the next tick."""
+        if dist(_place(sim), self._push.goal) < ARRIVED_M and not sim.fell():
+            self._aim_anew(sim, rng)
+        self._noise = 0.7 * self._noise + rng.normal(0.0, 0.71 * self._deviation, 2)
+        velocity = self._push.act(sim, rng) + self._noise
+        return np.clip(velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
+
+    def _aim_anew(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        try:
+            task = sample_task(sim, rng)
+        except WmError:  # no path is free from here: stay with the target
+            return
+        self._push = Careful(task.goal, self._push.speed)
+        self._push.reset(sim, rng)
 
 
 def _place(sim: TabletopSim) -> Point:

@@ -19,16 +19,16 @@ from wm_node.data.images import encode_jpeg
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 from wm_node.sim.arm import JOINT_NAMES
-from wm_node.sim.behaviours import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.episode import Streams, record_episode
 from wm_node.sim.generate import shared_simulator
+from wm_node.sim.level import BASIC
+from wm_node.sim.mix import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.processes import in_processes
 from wm_node.sim.scene import TIP_HEIGHT
 
 INDEX_NAME = "collect.jsonl"
 EVENT_EVERY = 10  # samples of 100 Hz between repeats of an unchanged event
 MUG_TOPIC, TIP_TOPIC = "/sim_robot/mug_pose", "/sim_robot/tip"
-EVENT_TOPICS = {"fell": "/events/fell", "zone": "/events/zone"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Settings:
     """``raw`` or ``compressed``."""
     bundle_sha256: str = ""
     """Of the bundle that the planner plays with, if it is among the behaviours."""
+    level: str = BASIC.name
+    """Of the task suite, whose scene the episodes play in."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class EpisodeInfo:
     behaviour: str
     fell: bool
     zone: bool
+    hit: bool = False
 
 
 def absolute(topic: str) -> str:
@@ -68,7 +71,7 @@ def write_bag(path: Path, streams: Streams, profile: RobotProfile, compressed: b
     Args:
         path: the bag's directory, which must not exist.
         streams: the episode.
-        profile: names the topics of camera, joints and command.
+        profile: names the topics of camera, joints and command, and the events that are told.
         compressed: JPEG on ``<camera topic>/compressed`` in place of raw images.
     """
     camera, action = profile.cameras[0], profile.action
@@ -83,11 +86,11 @@ def write_bag(path: Path, streams: Streams, profile: RobotProfile, compressed: b
         bag.add_topic(command_topic, "geometry_msgs/msg/TwistStamped")
         bag.add_topic(MUG_TOPIC, "geometry_msgs/msg/PoseStamped")
         bag.add_topic(TIP_TOPIC, "geometry_msgs/msg/PointStamped")
-        for topic in EVENT_TOPICS.values():
+        events = {absolute(event.topic): streams.events[event.name] for event in profile.events}
+        for topic in events:
             bag.add_topic(topic, "std_msgs/msg/Bool")
         frames = dict(zip(streams.frame_stamps.tolist(), streams.frames, strict=True))
         commands = dict(zip(streams.command_stamps.tolist(), streams.commands, strict=True))
-        events = {"fell": streams.fell, "zone": streams.zone}
         for k, stamp in enumerate(streams.stamps.tolist()):
             state = messages.joint_state(
                 stamp, JOINT_NAMES, streams.joints[k], streams.joint_velocities[k]
@@ -100,9 +103,9 @@ def write_bag(path: Path, streams: Streams, profile: RobotProfile, compressed: b
             tip_x, tip_y = streams.tip[k].tolist()
             tip = messages.point_stamped(stamp, "table", (tip_x, tip_y, TIP_HEIGHT))
             bag.write(TIP_TOPIC, tip, stamp)
-            for name, active in events.items():
+            for topic, active in events.items():
                 if k % EVENT_EVERY == 0 or active[k] != active[k - 1]:
-                    bag.write(EVENT_TOPICS[name], messages.boolean(bool(active[k])), stamp)
+                    bag.write(topic, messages.boolean(bool(active[k])), stamp)
             if (frame := frames.get(stamp)) is not None:
                 picture = (
                     messages.compressed_image(stamp, camera.name, encode_jpeg(frame))
@@ -127,7 +130,7 @@ class _Job:
 
 def _collect_one(job: _Job) -> EpisodeInfo:
     settings = job.settings
-    sim = shared_simulator(settings.width, settings.height, True)
+    sim = shared_simulator(settings.width, settings.height, True, settings.level)
     mix = Mix(settings.behaviours)
     streams = record_episode(sim, job.seed, mix, settings.camera_rate_hz, make=job.make)
     if job.bag.exists():  # left over from a run that was stopped
@@ -142,6 +145,7 @@ def _collect_one(job: _Job) -> EpisodeInfo:
         behaviour=streams.behaviour,
         fell=bool(streams.fell.any()),
         zone=bool(streams.zone.any()),
+        hit=bool(streams.hit.any()),
     )
 
 
@@ -161,8 +165,8 @@ def read_index(out: Path, settings: Settings) -> dict[int, EpisodeInfo]:
         known = {row["seed"]: EpisodeInfo(**row) for row in rows}
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise WmError(f"{path} is damaged; collect into another folder.") from error
-    # Folders from before bundles could play lack the key.
-    if {"bundle_sha256": "", **earlier} != asdict(settings):
+    # Folders from before bundles could play, and levels be chosen, lack the keys.
+    if {"bundle_sha256": "", "level": BASIC.name, **earlier} != asdict(settings):
         raise WmError(
             f"{out} holds bags of other settings (see the first line of {INDEX_NAME}); use the "
             "same settings or another folder."

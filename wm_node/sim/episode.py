@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.sim.behaviours import MakeBehaviour, Mix, make_behaviour
+from wm_node.sim.mix import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
 
 NS = 1_000_000_000
@@ -35,10 +35,16 @@ class Streams:
     tip: NDArray[np.float64]  # (N, 2)
     fell: NDArray[np.bool_]  # (N,)
     zone: NDArray[np.bool_]  # (N,)
+    hit: NDArray[np.bool_]  # (N,)
     command_stamps: NDArray[np.int64]  # (K,)
     commands: NDArray[np.float64]  # (K, 2)
     frame_stamps: NDArray[np.int64]  # (F,)
     frames: NDArray[np.uint8]  # (F, H, W, 3); F is 0 without a camera
+
+    @property
+    def events(self) -> dict[str, NDArray[np.bool_]]:
+        """Event -> whether it is the case (N,); the names are those of the profiles."""
+        return {"fell": self.fell, "zone": self.zone, "hit": self.hit}
 
 
 def record_episode(
@@ -73,7 +79,7 @@ def record_episode(
     joints, velocities = np.empty((steps, 4)), np.empty((steps, 4))
     position, orientation = np.empty((steps, 3)), np.empty((steps, 4))
     tip = np.empty((steps, 2))
-    fell, zone = np.zeros(steps, dtype=np.bool_), np.zeros(steps, dtype=np.bool_)
+    fell, zone, hit = (np.zeros(steps, dtype=np.bool_) for _ in range(3))
     command_steps: list[int] = []
     commands: list[NDArray[np.float64]] = []
     frame_steps: list[int] = []
@@ -81,7 +87,8 @@ def record_episode(
     for step in range(steps):
         joints[step], velocities[step] = sim.joint_positions(), sim.joint_velocities()
         position[step], orientation[step] = sim.mug_pose()[:3], sim.mug_orientation()
-        tip[step], fell[step], zone[step] = sim.tip(), sim.fell(), sim.in_zone()
+        tip[step], hit[step] = sim.tip(), sim.hit()
+        fell[step], zone[step] = sim.fell(), sim.in_zone()
         if frame_every and step % frame_every == 0:
             frame_steps.append(step)
             frames.append(sim.render())
@@ -103,6 +110,7 @@ def record_episode(
         tip=tip,
         fell=fell,
         zone=zone,
+        hit=hit,
         command_stamps=start + STEP_NS * np.array(command_steps, dtype=np.int64),
         commands=np.array(commands).reshape(-1, 2),
         frame_stamps=start + STEP_NS * np.array(frame_steps, dtype=np.int64),

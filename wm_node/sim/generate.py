@@ -15,16 +15,18 @@ from wm_node.data.dataset import EpisodeArrays
 from wm_node.data.images import resize_area
 from wm_node.data.resample import event_flags, tick_actions, tick_stamps, to_ns
 from wm_node.profile import RobotProfile
-from wm_node.sim.behaviours import DEFAULT_MIX, Mix
 from wm_node.sim.episode import record_episode
+from wm_node.sim.level import BASIC
+from wm_node.sim.levels import find_level
+from wm_node.sim.mix import DEFAULT_MIX, Mix
 from wm_node.sim.processes import in_processes
 from wm_node.sim.tabletop import TabletopSim
 
 
 @lru_cache(maxsize=2)
-def shared_simulator(width: int, height: int, render: bool) -> TabletopSim:
+def shared_simulator(width: int, height: int, render: bool, level: str = BASIC.name) -> TabletopSim:
     """Return this process's simulator of a camera size; whoever uses it resets it first."""
-    return TabletopSim((width, height), render=render)
+    return TabletopSim((width, height), render=render, level=find_level(level))
 
 
 def generate_episode(
@@ -71,7 +73,6 @@ def generate_episode(
         "tip_x": streams.tip[at, 0],
         "tip_y": streams.tip[at, 1],
     }
-    events = {"fell": streams.fell, "zone": streams.zone}
     return EpisodeArrays(
         name=f"sim_{seed:07d}_{streams.behaviour}",
         stamps=ticks,
@@ -82,7 +83,7 @@ def generate_episode(
         labels=np.stack([columns[name] for name in profile.label_names], axis=1).astype(np.float32),
         events=np.stack(
             [
-                event_flags(streams.stamps, events[name], ticks, ticks + tick_ns)
+                event_flags(streams.stamps, streams.events[name], ticks, ticks + tick_ns)
                 for name in profile.event_names
             ],
             axis=1,

@@ -31,6 +31,8 @@ MOVED_M = 0.02  # further than this, the second mug has not stayed where it is
 BLOCK_HALF_M = 0.034
 BLOCK_HEIGHT_M = 0.07
 SECOND_QPOS = 11  # where the second mug's pose begins in the generalised positions
+SECOND_QVEL = 10  # and where its velocity begins
+HIT_SPEED = 0.02  # m/s; what stands by itself is slower
 
 # The second mug with its handle, which sticks out on one side, as one disc.
 OUTLINE_RADIUS = 0.056
@@ -136,6 +138,10 @@ def _setup(start: Start, mug: Disc, block: Disc, yaw: float) -> Setup:
         start,
         accepts=lambda a, b: _accepts(discs, a, b),
         rest_qpos=tuple(standing_pose(*place, yaw)),
+        hit=lambda qpos, qvel, time_s: bool(
+            np.hypot(qvel[SECOND_QVEL], qvel[SECOND_QVEL + 1]) > HIT_SPEED
+            or fell(qpos, np.asarray(time_s))
+        ),
         rules=(Rule("second mug fell", fell), Rule("second mug was moved", moved)),
         obstacles=discs,
     )

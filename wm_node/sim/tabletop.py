@@ -262,6 +262,10 @@ class TabletopSim:
         x, y, z = self.data.qpos[self._mug_qpos : self._mug_qpos + 3]
         return bool(is_in_zone(x, y, z))
 
+    def hit(self) -> bool:
+        """Whether something is hit just now that the level wants left alone."""
+        return self.setup.hit(self.data.qpos, self.data.qvel, self.time_s)
+
     def violation(self) -> str:
         """Return which rule of the level is broken at present, in a few words; empty: none."""
         for rule in self.setup.rules:

@@ -22,7 +22,8 @@ from wm_node.errors import WmError
 from wm_node.planning.planner import brake_actions
 from wm_node.planning.supervision import SupervisionConfig, Supervisor, worst_risk
 from wm_node.safety.gate import event_over_threshold
-from wm_node.sim.behaviours import Behaviour, Mix, Scripted, make_behaviour
+from wm_node.sim.behaviours import Behaviour, Scripted
+from wm_node.sim.mix import Mix, make_behaviour
 from wm_node.sim.oracle import EVENTS
 from wm_node.sim.preventable import last_preventable_s, play
 from wm_node.sim.processes import in_processes

@@ -23,8 +23,9 @@ from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, OutcomeModel, Plan, delayed
 from wm_node.planning.world_model import Context, Floats, Outcomes, WorldModel
 from wm_node.profile import RobotProfile
-from wm_node.sim.behaviours import CONTACT_M, Behaviour, Mix, Scripted, make_behaviour
+from wm_node.sim.behaviours import CONTACT_M, Behaviour, Scripted
 from wm_node.sim.behaviours import push_velocity as push
+from wm_node.sim.mix import Mix, make_behaviour
 from wm_node.sim.oracle import EVENTS, LABELS, SimulatorModel
 from wm_node.sim.processes import in_processes
 from wm_node.sim.seeds import INVERSE_SEED, STATE_SEED, evaluation_seeds

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_node.errors import WmError
-from wm_node.sim.behaviours import PLANNER, Behaviour, MakeBehaviour, make_behaviour
+from wm_node.sim.behaviours import Behaviour
+from wm_node.sim.mix import PLANNER, MakeBehaviour, make_behaviour
 from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
