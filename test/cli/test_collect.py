@@ -14,12 +14,13 @@ from rosbags.highlevel import AnyReader
 
 from wm_node.cli.main import main as wm
 from wm_node.data.dataset import Dataset
-from wm_node.data.images import decode_image
+from wm_node.data.images import decode_image, resize_area
 from wm_node.data.ingest import ingest
 from wm_node.profile import load_profile
 from wm_node.sim.episode import record_episode
 from wm_node.sim.generate import generate_episode
-from wm_node.sim.mix import DEFAULT_MIX
+from wm_node.sim.levels import find_level
+from wm_node.sim.mix import DEFAULT_MIX, Mix
 from wm_node.sim.tabletop import TabletopSim
 
 SEED = 21
@@ -141,6 +142,29 @@ def test_compressed_images_of_another_size(tmp_path):
         assert connection.msgcount == 61
 
 
+def test_a_level_plays_in_its_scene_and_tells_what_is_hit(tmp_path):
+    out = tmp_path / "bags"
+    words = ["--level", "clutter", "--robot", "tabletop_hazards", "--behaviours", "aimed"]
+    words += ["--camera-rate", "10", "--episodes", "4", "--json", str(tmp_path / "f.json")]
+    assert collect(out, *words) == 0
+    profile = load_profile("tabletop_hazards")
+    sim = TabletopSim((320, 240), level=find_level("clutter"))
+    ingest([out], profile, tmp_path / "dataset")
+    dataset, hits = Dataset.open(tmp_path / "dataset"), 0
+    at = profile.event_names.index("hit")
+    for number, episode in enumerate(dataset.episodes):
+        streams = record_episode(sim, SEED + number, Mix({"aimed": 1.0}), 10)
+        window = dataset.window(episode.start, episode.length)
+        np.testing.assert_array_equal(
+            window.frames["front"][0], resize_area(streams.frames[0], 64, 64)
+        )
+        assert (window.events[:, at] == 1).any() == streams.hit.any()
+        hits += streams.hit.any()
+    assert 0 < hits < 4
+    assert json.loads((tmp_path / "f.json").read_text())["hits"] == hits
+    assert collect(out, *words, "--level", "basic") == 1  # another scene, the same folder
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -150,6 +174,7 @@ def test_compressed_images_of_another_size(tmp_path):
         (["--image-size", "9999x10"], "--image-size"),
         (["--behaviours", "dance"], "dance"),
         (["--seed", "-1"], "--seed"),
+        (["--level", "hell"], "there is no level 'hell'"),
         (["--camera-rate", "30"], "divide"),
     ],
 )

@@ -19,7 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped, PoseStamped, TwistStamped
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -32,6 +32,7 @@ from wm_node.nodes.sim_robot import SimRobot
 from wm_node.resources import resource
 from wm_node.sim.arm import joints_for_tip
 from wm_node.sim.behaviours import push_velocity
+from wm_node.sim.levels import find_level
 from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
 from wm_node.sim.task import task_for_seed
 
@@ -288,6 +289,50 @@ def test_a_fall_shows_on_the_event_topic(client):
     client.wait(fallen, "the mug did not fall", timeout_s=40.0)
 
 
+def test_a_level_moves_its_hand_and_tells_what_is_hit(another, participant):
+    name = another.start(level="moving_hand", robot="tabletop_hazards", seed=2)
+    participant.caller.change(name, "configure")
+    node = participant.node
+    frames: list[Image] = []
+    hits: list[bool] = []
+    violations: list[str] = []
+    tips: list[tuple[float, float]] = []
+
+    def hear(kind: type, topic: str, note: Callable[[Any], None]) -> None:
+        node.create_subscription(kind, f"/other/{topic}", note, RELIABLE_QOS)
+
+    hear(Image, "image_raw", frames.append)
+    hear(Bool, "events/hit", lambda m: hits.append(m.data))
+    hear(String, "sim_robot/violation", lambda m: violations.append(m.data))
+    hear(PointStamped, "sim_robot/tip", lambda m: tips.append((m.point.x, m.point.y)))
+    publisher = node.create_publisher(TwistStamped, "/other/command", COMMAND_QOS)
+    # What the suite's scene of this seed does: its hand, and where it reaches to.
+    sim = TabletopSim(render=False, level=find_level("moving_hand"))
+    sim.reset(2)
+    assert sim.setup.mover is not None
+    deep = sim.setup.mover.pose(np.asarray(1.8))[:2]
+    participant.caller.change(name, "activate")
+    heard = (frames, hits, violations, tips)
+    participant.wait(lambda: all(map(len, heard)), "nothing from the robot")
+    assert not hits[0]
+    assert violations[0] == ""
+
+    def touched() -> bool:
+        message = TwistStamped()
+        message.header.frame_id = "table"
+        towards = np.sign(deep - np.array(tips[-1] if tips else deep))
+        message.twist.linear.x, message.twist.linear.y = (0.25 * towards).tolist()
+        publisher.publish(message)
+        participant.caller.spin_for(0.05)
+        return any(hits) and any(violations)
+
+    participant.wait(touched, "the tip went to the hand, and nothing was hit", timeout_s=6.0)
+    assert any(text.endswith("hand") for text in violations)
+    first, last = (np.frombuffer(bytes(frame.data), np.uint8) for frame in (frames[0], frames[-1]))
+    assert (np.abs(first.astype(int) - last) > 40).mean() > 0.01  # an arm more is in the picture
+    assert another.end() == 0
+
+
 def test_deactivation_stops_time_and_keeps_the_node_usable(client):
     client.caller.change(NAME, "deactivate")
     client.caller.spin_for(0.3)
@@ -353,6 +398,7 @@ def test_episodes_follow_each_other_when_asked(another, participant):
     ("parameters", "told"),
     [
         ({"robot": "no_such_robot"}, "no_such_robot"),
+        ({"level": "hell"}, "there is no level 'hell'"),
         ({"robot": "arm.yaml"}, "does not describe the simulated arm"),
     ],
 )
@@ -361,7 +407,7 @@ def test_a_profile_of_another_robot_fails_at_configure(
 ):
     text = resource("config/robots/tabletop.yaml").read_text(encoding="utf-8")
     (tmp_path / "arm.yaml").write_text(text.replace("elbow", "knee"), encoding="utf-8")
-    if parameters["robot"].endswith(".yaml"):
+    if parameters.get("robot", "").endswith(".yaml"):
         parameters = {"robot": str(tmp_path / parameters["robot"])}
     name = another.start(**parameters)
     with pytest.raises(WmError, match="refused to configure"):

@@ -12,6 +12,7 @@ import pytest
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import driver_at, tip_for_joints, tips_for_joints
+from wm_node.sim.events import EVENTS
 from wm_node.sim.level import standing
 from wm_node.sim.level_edge import behind_zone, near_edge
 from wm_node.sim.level_hand import Reach
@@ -151,7 +152,7 @@ def test_the_oracle_predicts_exactly_what_then_happens(sims, name):
             if tick % 2:
                 true = [*sim.mug_pose()[:2], *sim.tip()]
                 np.testing.assert_allclose(out["state"][candidate, tick // 2], true, atol=1e-6)
-                assert out["violation"][candidate, tick // 2] == broken
+                assert out["risk"][candidate, tick // 2, EVENTS.index("hit")] == broken
     model.close()
 
 
@@ -201,9 +202,27 @@ def test_a_second_mug_that_is_moved_or_falls_is_a_violation(sims):
     assert sim.violation() == ""
     sim.restore(moved_to(sim, mug, tip, second_mug=standing(x + 0.025, y, 0.0)))
     assert sim.violation() == "second mug was moved"
+    assert not sim.hit()  # it stands where it was put
     lying = [x, y, 0.04, math.sqrt(0.5), math.sqrt(0.5), 0.0, 0.0]
     sim.restore(moved_to(sim, mug, tip, second_mug=lying))
     assert sim.violation() == "second mug fell"
+    assert sim.hit()
+
+
+def test_a_second_mug_is_hit_when_it_begins_to_move_long_before_the_rule_is_broken(sims):
+    sim = sims["clutter"]
+    sim.reset(4)
+    assert not sim.hit()
+    x, y = sim.setup.rest_qpos[:2]
+    state = moved_to(sim, (0.0, 0.29), (x - 0.09, y), second_mug=standing(x, y, 0.0))
+    sim.restore(state)
+    hits, broken = [], []
+    for _ in range(120):
+        sim.command_tip_velocity((0.15, 0.0))
+        sim.advance(0.01)
+        hits.append(sim.hit())
+        broken.append(bool(sim.violation()))
+    assert 5 < hits.index(True) < broken.index(True)
 
 
 def test_the_block_stops_a_mug(sims):
@@ -235,6 +254,7 @@ def test_the_hand_touched_by_arm_or_mug_is_a_violation(sims):
     assert sim.violation() == "arm touched the hand"
     sim.restore(moved_to(sim, (x, y), tip))
     assert sim.violation() == "mug hit the hand"
+    assert sim.events() == {"fell": False, "zone": sim.in_zone(), "hit": True}
 
 
 def test_the_hand_comes_goes_and_keeps_its_outline(sims):

@@ -10,6 +10,7 @@ import pytest
 
 from wm_node.errors import WmError
 from wm_node.profile import load_profile
+from wm_node.sim.events import EVENTS
 from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.suite import Observation, reference_policy, run_episode, run_suite
 from wm_node.sim.tabletop import TabletopSim
@@ -98,7 +99,7 @@ def test_the_oracle_predicts_exactly_what_then_happens():
     after = sim.save()
     np.testing.assert_array_equal(state.physics, after.physics)
     assert out["state"].shape == (6, profile.model.horizon_steps, 4)
-    assert out["risk"].shape == (6, profile.model.horizon_steps, 2)
+    assert out["risk"].shape == (6, profile.model.horizon_steps, len(EVENTS))
     for candidate in (0, 4):
         sim.restore(state)
         for tick, action in enumerate(actions[candidate]):
@@ -120,11 +121,11 @@ def test_the_oracle_sees_falls_and_zone_entries_coming():
     candidates[1, :, 0] = -0.2
     risk = model.outcomes(candidates)["risk"]
     assert not risk[0].any()
-    assert risk[1, -1].tolist() == [1.0, 0.0]
+    assert risk[1, -1].tolist() == [1.0, 0.0, 0.0]
     assert (np.diff(risk[1, :, 0]) >= 0).all()
     sim.restore(_mug_at(sim, (0.02, 0.1), tip=(-0.05, 0.1)))
     risk = model.outcomes(-candidates)["risk"]
-    assert risk[1, -1].tolist() == [0.0, 1.0]
+    assert risk[1, -1].tolist() == [0.0, 1.0, 0.0]
     model.close()
 
 

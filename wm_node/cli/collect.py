@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="of the task suite, whose scene is played in: basic, edge, clutter, moving_hand, shift",
+        help="scene of the task suite: basic, edge, clutter, moving_hand or shift",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
     parser.add_argument(

@@ -25,7 +25,7 @@ from wm_node.cli.processes import (
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import BUNDLE, resource
+from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # ROS is imported once its environment is set
     from wm_node.reporting.summary import Episode
 
 START_S, PER_EPISODE_S = 90.0, 30.0
+BASIC = "basic"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the episodes: those that the task suite plays with the same seed",
     )
     parser.add_argument("--out", type=Path, default=Path("wm_demo"), help="folder of the results")
-    parser.add_argument("--bundle", type=Path, help="bundle to run (default: the one that ships)")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        help="bundle to run (default: one of the two that ship, by goal and level)",
+    )
     parser.add_argument(
         "--goal",
         choices=("state", "image"),
         default="state",
         help="give the target as numbers or as a picture of the goal",
+    )
+    parser.add_argument(
+        "--level",
+        default=BASIC,
+        help="scene of the task suite: basic, edge, clutter, moving_hand or shift",
     )
     parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
     parser.add_argument(
@@ -63,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
     first_seed = evaluation_seeds(args.seed, args.episodes)[0]
     require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
-    bundle = load_bundle(args.bundle or resource(BUNDLE))
+    from wm_node.sim.levels import find_level
+
+    find_level(args.level)
+    bundle = load_bundle(args.bundle or _shipped(args.goal, args.level))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "
@@ -85,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 bundle=bundle,
                 backend=args.backend,
                 goal=args.goal,
+                level=args.level,
                 seed=args.seed,
                 episodes=episodes,
                 values=values,
@@ -96,6 +110,12 @@ def run(args: argparse.Namespace) -> int:
             write_json(args.json, summary)
     _tell(console, summary, out)
     return 0
+
+
+def _shipped(goal: str, level: str) -> Path:
+    """Return the shipped bundle that was trained for such goals and scenes."""
+    by_numbers = goal == "state" and level == BASIC
+    return resource(BUNDLE if by_numbers else LABEL_FREE_BUNDLE)
 
 
 def _drive(
@@ -134,7 +154,7 @@ def _commands(
 ) -> dict[str, list[str]]:
     robot = log_folder(out) / "robot.yaml"
     write_profile(robot, bundle.profile)
-    simulator = ros_arguments({"robot": str(robot), "seed": first_seed})
+    simulator = ros_arguments({"robot": str(robot), "seed": first_seed, "level": args.level})
     gate = ros_arguments({"robot": str(robot)}, str(resource("config/safety_gate.yaml")))
     return {
         "sim_robot": node_command("sim_robot", simulator),
@@ -179,7 +199,7 @@ def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
         "",
         f"success      {summary['successes']} of {summary['episodes']} episodes "
         f"(95 %: {100 * low:.0f} to {100 * high:.0f} %), falls {summary['falls']}, "
-        f"zone entries {summary['zone_entries']}",
+        f"zone entries {summary['zone_entries']}, other violations {summary['other_violations']}",
         f"gate         interventions: {steps_in}",
         f"control      {summary['cycles']} cycles at {_number(summary['control_hz'], 1)} Hz, "
         f"{summary['deadline_misses']} deadline misses",

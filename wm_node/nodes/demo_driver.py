@@ -15,7 +15,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile
-from std_msgs.msg import Bool, Header
+from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 
 from wm_node.errors import WmError
@@ -59,12 +59,14 @@ class DemoDriver(Conductor):
         self._mug_ns = 0
         self._events = {"fell": False, "zone": False}
         self._seen_events = {"fell": False, "zone": False}
+        self._broken = ""
         self._planner_reason = ""
         self._gate = ""
         subscribe = self._subscribe
         subscribe(PoseStamped, "sim_robot/mug_pose", self._on_mug, SENSOR_QOS)
         for name in self._events:
             subscribe(Bool, f"events/{name}", self._event_handler(name), SENSOR_QOS)
+        subscribe(String, "sim_robot/violation", self._on_violation, SENSOR_QOS)
         subscribe(Header, "mpc_planner/heartbeat", self._on_heartbeat, HEARTBEAT_QOS)
         subscribe(DiagnosticStatus, "safety_gate/status", self._on_gate, LATCHED_QOS)
 
@@ -82,8 +84,9 @@ class DemoDriver(Conductor):
         keeper = self._keeper
         # A pose that is late by several ticks counts for each of them.
         while keeper is not None and not keeper.done and self._mug_ns >= self._next_tick_ns:
-            keeper.update(self._mug, self._seen_events["fell"], self._seen_events["zone"])
-            self._seen_events = dict(self._events)
+            fell, zone = self._seen_events["fell"], self._seen_events["zone"]
+            keeper.update(self._mug, fell, zone, self._broken)
+            self._seen_events, self._broken = dict(self._events), ""
             self._next_tick_ns += round(TICK_S * 1e9)
 
     def _event_handler(self, name: str) -> Callable[[Bool], None]:
@@ -92,6 +95,10 @@ class DemoDriver(Conductor):
             self._seen_events[name] |= bool(message.data)
 
         return handle
+
+    def _on_violation(self, message: String) -> None:
+        # Kept until the next tick: a touch may be shorter than one.
+        self._broken = self._broken or str(message.data)
 
     def _on_heartbeat(self, message: Header) -> None:
         self._planner_reason = str(message.frame_id)
@@ -133,7 +140,7 @@ class DemoDriver(Conductor):
         self._give_goal(task)
         keeper = ScoreKeeper(task)
         start_ns = self._mug_ns
-        self._seen_events = dict(self._events)
+        self._seen_events, self._broken = dict(self._events), ""
         self._next_tick_ns = start_ns + round(TICK_S * 1e9)
         self._keeper = keeper
 
@@ -159,6 +166,7 @@ class DemoDriver(Conductor):
             success=score.success,
             fell=score.fell,
             zone=score.zone,
+            reason=score.reason,
             ticks=score.ticks,
             start_distance=score.start_distance,
             final_distance=score.final_distance,

@@ -21,6 +21,7 @@ BACKLOG = 3  # frames, so that a hiccup of the machine costs delay and no frame
 @dataclass(frozen=True)
 class _Request:
     pose: NDArray[np.float64]
+    mover: NDArray[np.float64] | None
     publish: Callable[[Picture], None]
     is_frame: bool
 
@@ -53,16 +54,29 @@ class FrameThread:
                 "EGL (libegl1, libgl1-mesa-dri) or set MUJOCO_GL."
             )
 
-    def offer_frame(self, pose: NDArray[np.float64], publish: Callable[[Picture], None]) -> None:
-        """Render a pose (11,) and publish the picture; skipped with too many waiting."""
+    def offer_frame(
+        self,
+        pose: NDArray[np.float64],
+        publish: Callable[[Picture], None],
+        mover: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Render a pose (11,) or longer and publish the picture; skipped with too many waiting.
+
+        ``mover`` (7,) is the pose of a level's moving body, where it has one.
+        """
         if not self._room.acquire(blocking=False):
             self.skipped += 1
             return
-        self._requests.put(_Request(pose, publish, is_frame=True))
+        self._requests.put(_Request(pose, mover, publish, is_frame=True))
 
-    def request(self, pose: NDArray[np.float64], publish: Callable[[Picture], None]) -> None:
+    def request(
+        self,
+        pose: NDArray[np.float64],
+        publish: Callable[[Picture], None],
+        mover: NDArray[np.float64] | None = None,
+    ) -> None:
         """Render a pose that must not be skipped, such as a goal picture."""
-        self._requests.put(_Request(pose, publish, is_frame=False))
+        self._requests.put(_Request(pose, mover, publish, is_frame=False))
 
     def drain(self) -> None:
         """Wait until everything that was asked for is published."""
@@ -90,7 +104,7 @@ class FrameThread:
                     request.set()
                     continue
                 with self._lock:
-                    picture = camera.picture(request.pose)
+                    picture = camera.picture(request.pose, request.mover)
                 request.publish(picture)
                 if request.is_frame:
                     self.rendered += 1

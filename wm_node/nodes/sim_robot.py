@@ -22,7 +22,7 @@ from geometry_msgs.msg import PointStamped, PoseStamped, TwistStamped
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -44,6 +44,8 @@ from wm_node.nodes.common import (
 )
 from wm_node.nodes.frame_thread import FrameThread, Picture
 from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.events import EVENTS
+from wm_node.sim.levels import find_level
 from wm_node.sim.scene import TIP_HEIGHT
 from wm_node.sim.tabletop import COMMAND_TIMEOUT_S, DRIVER_STEP_S, JOINT_NAMES, TabletopSim
 from wm_node.sim.task import Task, task_for_seed
@@ -88,6 +90,12 @@ class SimRobot(ManagedNode):
         self.declare(
             "publish_clock", False, "Publish /clock, stamp with simulated time.", read_only=True
         )
+        self.declare(
+            "level",
+            "basic",
+            "Scene: basic, edge, clutter, moving_hand or shift of the task suite.",
+            read_only=True,
+        )
         self.declare("seed", 0, "Of the next reset's episode; each reset adds one.", minimum=0)
         self.declare(
             "episode_seconds",
@@ -125,6 +133,7 @@ class SimRobot(ManagedNode):
         self._sim = TabletopSim(
             size,
             render=False,  # the frame thread does
+            level=find_level(str(self._value("level"))),
         )
         self._refused: Counter[str] = Counter()
         self._commands = 0
@@ -148,8 +157,9 @@ class SimRobot(ManagedNode):
         self._joint_publisher = publisher(JointState, profile.joints.topic)
         self._mug_publisher = publisher(PoseStamped, "sim_robot/mug_pose")
         self._tip_publisher = publisher(PointStamped, "sim_robot/tip")
-        self._fell_publisher = publisher(Bool, "events/fell")
-        self._zone_publisher = publisher(Bool, "events/zone")
+        known = {event.name: event.topic for event in profile.events if event.name in EVENTS}
+        self._event_publishers = {name: publisher(Bool, topic) for name, topic in known.items()}
+        self._violation_publisher = publisher(String, "sim_robot/violation")
         self._goal_publisher = publisher(PointStamped, "sim_robot/goal", LATCHED_QOS)
         self._goal_image_publisher = publisher(Image, "goal_image", LATCHED_QOS)
         if self._simulated_clock:
@@ -205,7 +215,8 @@ class SimRobot(ManagedNode):
         with self._model_lock:
             self._task: Task = task_for_seed(sim, seed)
         self._episode_started = self._steps
-        self._events_sent = (False, False)
+        self._events_sent: dict[str, bool] = {}
+        self._violation_sent = ""
 
     def _next_episode(self) -> None:
         seed = int(self._value("seed"))
@@ -238,6 +249,7 @@ class SimRobot(ManagedNode):
         self._frames.request(
             self._sim.goal_pose(self._task.goal),
             lambda picture: self._publish_image(self._goal_image_publisher, stamp_ns, picture),
+            self._sim.mover_pose(0.0),
         )
         response.message = json.dumps({"seed": self._task.seed, "goal": list(self._task.goal)})
         return response
@@ -332,6 +344,7 @@ class SimRobot(ManagedNode):
             self._frames.offer_frame(
                 sim.pose(),
                 lambda picture: self._publish_image(self._image_publisher, stamp_ns, picture),
+                sim.mover_pose(),
             )
         elapsed_s = (self._steps - self._episode_started) * DRIVER_STEP_S
         if self._episode_limit_s and elapsed_s >= self._episode_limit_s:
@@ -353,11 +366,15 @@ class SimRobot(ManagedNode):
         self._tip_publisher.publish(tip)
 
     def _publish_events(self) -> None:
-        events = (self._sim.fell(), self._sim.in_zone())
-        if events != self._events_sent or self._steps % EVENT_EVERY == 0:
-            self._fell_publisher.publish(Bool(data=events[0]))
-            self._zone_publisher.publish(Bool(data=events[1]))
+        events, repeat = self._sim.events(), self._steps % EVENT_EVERY == 0
+        if repeat or events != self._events_sent:
+            for name, topic in self._event_publishers.items():
+                topic.publish(Bool(data=events[name]))
             self._events_sent = events
+        violation = self._sim.violation()
+        if repeat or violation != self._violation_sent:
+            self._violation_publisher.publish(String(data=violation))
+            self._violation_sent = violation
 
     def _publish_image(self, publisher: Any, stamp_ns: int, picture: Picture) -> None:
         height, width, _ = picture.shape
@@ -404,6 +421,8 @@ class SimRobot(ManagedNode):
                 "seed": self._task.seed,
                 "mug_fell": self._sim.fell(),
                 "mug_in_zone": self._sim.in_zone(),
+                "violation": self._sim.violation(),
+                "level": self._sim.level.name,
             },
         )
 

@@ -47,6 +47,7 @@ class DemoRun:
     bundle: Bundle
     backend: str
     goal: str
+    level: str
     seed: int
     episodes: list[Episode]
     values: dict[str, dict[str, str]]
@@ -64,12 +65,16 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
         "robot": run.bundle.profile.name,
         "simulated": run.bundle.profile.simulated,
         "goal": run.goal,
+        "level": run.level,
         "seed": run.seed,
         "episodes": len(episodes),
         "successes": successes,
         "success_wilson95": list(wilson95(successes, len(episodes))),
         "falls": sum(episode.fell for episode in episodes),
         "zone_entries": sum(episode.zone for episode in episodes),
+        "other_violations": sum(
+            bool(episode.reason) and not (episode.fell or episode.zone) for episode in episodes
+        ),
         "interventions": dict(interventions(gate_spans(log), windows)),
         "of_limit": share_figures(shares_of_limits(log)),
         "plan_ms": percentiles_of(planner, "plan_ms"),
@@ -181,6 +186,7 @@ def _cards(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         ),
         ("falls", str(summary["falls"]), "mug over the edge"),
         ("zone entries", str(summary["zone_entries"]), "mug in the red area"),
+        ("other violations", str(summary["other_violations"]), f"of level {summary['level']}"),
         (
             "interventions",
             str(sum(stepped_in.values())),

@@ -41,6 +41,8 @@ class Episode:
     start_distance: float
     final_distance: float
     least_distance: float
+    reason: str = ""
+    """Which rule was broken; empty: none."""
 
     @property
     def outcome(self) -> str:
@@ -49,7 +51,9 @@ class Episode:
             return "success"
         if self.fell:
             return "fell"
-        return "zone entered" if self.zone else "not reached"
+        if self.zone:
+            return "zone entered"
+        return self.reason or "not reached"
 
 
 @dataclass(frozen=True)

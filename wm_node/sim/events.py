@@ -1,4 +1,4 @@
-"""What may happen to a mug, told from its pose alone."""
+"""What may happen; and what happens to a mug, told from its pose alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from wm_node.sim.scene import ZONE_BOUNDS
 
+EVENTS = ("fell", "zone", "hit")
+"""What profiles of the table-top name: the mug is down, stands in the red zone, or something is hit
+that the level wants left alone."""
 STANDS_ABOVE = -0.02  # m; a mug whose bottom is lower has left the table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mujoco
@@ -12,13 +13,12 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.planning.world_model import Context, Floats, Outcomes
 from wm_node.sim.arm import driver_step, tip_for_joints
-from wm_node.sim.events import has_fallen, is_in_zone
+from wm_node.sim.events import EVENTS, has_fallen, is_in_zone
 from wm_node.sim.tabletop import DRIVER_STEP_S, PHYSICS_PER_DRIVER_STEP, TabletopSim
 from wm_node.sim.task import TICK_S
 
 STEPS_PER_TICK = round(TICK_S / DRIVER_STEP_S)
 LABELS = ("mug_x", "mug_y", "tip_x", "tip_y")
-EVENTS = ("fell", "zone")
 # What drives a rollout where the level has a moving body: MuJoCo reads these in this order.
 _WITH_MOVER = (
     mujoco.mjtState.mjSTATE_CTRL
@@ -37,10 +37,18 @@ class SimulatorModel:
         sim: whose state the futures start from; it is left as it is.
         ticks_per_step: ticks of a model step.
         threads: of the physics.
+        events: whose risks are told, in this order.
     """
 
-    def __init__(self, sim: TabletopSim, ticks_per_step: int = 2, threads: int = 1) -> None:
+    def __init__(
+        self,
+        sim: TabletopSim,
+        ticks_per_step: int = 2,
+        threads: int = 1,
+        events: Sequence[str] = EVENTS,
+    ) -> None:
         self._sim = sim
+        self._events = [EVENTS.index(name) for name in events]
         self._ticks_per_step = ticks_per_step
         self._datas = [mujoco.MjData(sim.model) for _ in range(threads)]
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
@@ -59,17 +67,14 @@ class SimulatorModel:
         """Outcomes as of :meth:`wm_node.planning.world_model.WorldModel.rollout`.
 
         The context is not read: the true state is. There are no latents and no time to goal.
-        A broken rule of the level counts as the first event, for a plan shall avoid it as well.
         """
         out = self.outcomes(actions)
         count, steps, _ = out["state"].shape
-        risk = out["risk"].copy()
-        risk[..., 0] = np.maximum(risk[..., 0], out["violation"])
         return Outcomes(
             latents=np.zeros((count, steps, 0), np.float32),
             joints=out["joints"],
             state=out["state"],
-            risk=risk,
+            risk=out["risk"],
             uncertainty=np.zeros((count, steps), np.float32),
             time_to_goal=np.full((count, steps), np.nan, np.float32),
         )
@@ -83,8 +88,8 @@ class SimulatorModel:
 
         Returns:
             ``state`` (N, H, 4) in the order of ``LABELS`` and ``joints`` (N, H, 4) at the steps'
-            ends; ``risk`` (N, H, 2), 1 where the event of ``EVENTS`` has happened by then, else 0;
-            ``violation`` (N, H), 1 where a rule of the level has been broken by then, else 0.
+            ends; ``risk`` (N, H, E), 1 where the event has happened by then, else 0. ``hit`` is
+            that a rule of the level is broken.
 
         Raises:
             WmError: the actions have another shape.
@@ -138,11 +143,10 @@ class SimulatorModel:
         broken = np.zeros(qpos.shape[:2], dtype=np.bool_)
         for rule in self._sim.setup.rules:
             broken |= rule.broken(qpos, np.broadcast_to(times, broken.shape))
-        violated = np.maximum.accumulate(broken, axis=1)
-        happened = np.maximum.accumulate(np.stack([fell, zone], axis=-1), axis=1)
+        events = np.stack([fell, zone, broken], axis=-1)[..., self._events]
+        happened = np.maximum.accumulate(events, axis=1)
         return {
             "state": state.astype(np.float32),
             "joints": ends[..., :4].astype(np.float32),
             "risk": happened[:, every - 1 :: every].astype(np.float32),
-            "violation": violated[:, every - 1 :: every].astype(np.float32),
         }

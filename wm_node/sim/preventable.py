@@ -21,11 +21,6 @@ SETTLED_S = 1.2
 LOOK_BACK_S = 2.5
 
 Act = Callable[[Observation], NDArray[np.floating]]
-HAPPENS: Mapping[str, Callable[[TabletopSim], bool]] = {
-    "fell": TabletopSim.fell,
-    "zone": TabletopSim.in_zone,
-}
-"""Event -> whether it is the case; the names are those of the profile ``tabletop``."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +63,9 @@ def play(sim: TabletopSim, act: Act, latency_s: float, frames: bool = True) -> P
         applied.append((stamp + round(latency_s * NS), command))
         for _ in range(round(TICK_S / DRIVER_STEP_S)):
             sim.advance(DRIVER_STEP_S)
-            for name, happens in HAPPENS.items():
-                if name not in events and happens(sim):
-                    events[name] = sim.time_s
+            for name, happens in sim.events().items():
+                if happens:
+                    events.setdefault(name, sim.time_s)
         if events:
             break
     return Played(tuple(states), tuple(commands), events)
@@ -110,9 +105,8 @@ def prevented(sim: TabletopSim, played: Played, event: str, brake_s: float) -> b
     sim.restore(played.states[tick])
     before = [item for item in played.commands if start - 1e-9 <= item[0] < brake_s - 1e-9]
     sim.driver = replace(sim.driver, pending=(*before, (brake_s, (0.0, 0.0))))
-    happens = HAPPENS[event]
     for _ in range(round((brake_s - start + SETTLED_S) / DRIVER_STEP_S)):
         sim.advance(DRIVER_STEP_S)
-        if happens(sim):
+        if sim.events()[event]:
             return False
     return True

@@ -266,6 +266,10 @@ class TabletopSim:
         """Whether something is hit just now that the level wants left alone."""
         return self.setup.hit(self.data.qpos, self.data.qvel, self.time_s)
 
+    def events(self) -> dict[str, bool]:
+        """Return which of :data:`~wm_node.sim.events.EVENTS` are the case at present."""
+        return {"fell": self.fell(), "zone": self.in_zone(), "hit": self.hit()}
+
     def violation(self) -> str:
         """Return which rule of the level is broken at present, in a few words; empty: none."""
         for rule in self.setup.rules:
@@ -287,9 +291,10 @@ class TabletopSim:
     ) -> NDArray[np.uint8]:
         """Picture this episode's scene with the mug standing at ``mug``; the state is untouched.
 
-        The mug keeps its yaw and the arm its pose unless they are given.
+        The mug keeps its yaw and the arm its pose unless they are given; what moves by itself is
+        where it is when the episode begins.
         """
-        return self.picture(self.goal_pose(mug, yaw, tip))
+        return self.picture(self.goal_pose(mug, yaw, tip), time_s=0.0)
 
     def make_camera(self) -> SceneCamera:
         """Build a camera of this scene for the calling thread, also with ``render=False``."""
@@ -324,9 +329,13 @@ class TabletopSim:
             raise WmError("this simulator was built with render=False; it has no camera.")
         if self._camera is None:
             self._camera = self.make_camera()
-        mover = self.setup.mover
+        return self._camera.picture(qpos, self.mover_pose(time_s))
+
+    def mover_pose(self, time_s: float | None = None) -> NDArray[np.float64] | None:
+        """Return the pose (7,) of what moves by itself, now or at a time; None without it."""
         at = self.time_s if time_s is None else time_s
-        return self._camera.picture(qpos, None if mover is None else mover.pose(np.asarray(at)))
+        mover = self.setup.mover
+        return None if mover is None else mover.pose(np.asarray(at))
 
     # ---- snapshots -------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from wm_node.planning.supervision import SupervisionConfig, Supervisor, worst_ri
 from wm_node.safety.gate import event_over_threshold
 from wm_node.sim.behaviours import Behaviour, Scripted
 from wm_node.sim.mix import Mix, make_behaviour
-from wm_node.sim.oracle import EVENTS
 from wm_node.sim.preventable import last_preventable_s, play
 from wm_node.sim.processes import in_processes
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
@@ -179,7 +178,10 @@ def _run(job: _Job) -> AlarmRecord:
         name: Event(happened_s, last_preventable_s(sim, free, name))
         for name, happened_s in free.events.items()
     }
-    risk = {name: np.array([one.risk.get(name, 0.0) for one in judged]) for name in EVENTS}
+    risk = {
+        name: np.array([one.risk.get(name, 0.0) for one in judged])
+        for name in policy.model.profile.event_names
+    }
     effect_s = TICK_S * np.arange(len(judged), dtype=np.float64) + DEFAULT_LATENCY_S
     record = AlarmRecord(job.seed, stream, effect_s, risk, events, reckless=stream in RECKLESS)
     if not job.guarded:

@@ -25,8 +25,9 @@ from wm_node.planning.world_model import Context, Floats, Outcomes, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.sim.behaviours import CONTACT_M, Behaviour, Scripted
 from wm_node.sim.behaviours import push_velocity as push
+from wm_node.sim.events import EVENTS
 from wm_node.sim.mix import Mix, make_behaviour
-from wm_node.sim.oracle import EVENTS, LABELS, SimulatorModel
+from wm_node.sim.oracle import LABELS, SimulatorModel
 from wm_node.sim.processes import in_processes
 from wm_node.sim.seeds import INVERSE_SEED, STATE_SEED, evaluation_seeds
 from wm_node.sim.suite import NS, START_NS, Observation
@@ -239,7 +240,7 @@ def require_tabletop(bundle: Path, what: str) -> RobotProfile:
         WmError: it is of another robot.
     """
     profile = load_bundle(bundle).profile
-    if profile.label_names != LABELS or profile.event_names != EVENTS:
+    if profile.label_names != LABELS or profile.event_names not in (EVENTS, EVENTS[:2]):
         raise WmError(
             f"{what} the simulated table-top; the bundle {bundle} is of "
             f"robot '{profile.name}' with other labels or events."
@@ -363,7 +364,7 @@ def measure(
             predicted_mug[rows, horizon:] = judge.objective.goal_values(later)
     true_mug = judge.objective.goal_values(state)
     moved = np.linalg.norm(true_mug[:, horizon - 1] - mug_now, axis=-1) > MOVED_M
-    fallen = risk[..., EVENTS.index("fell")] > 0.5
+    fallen = risk[..., profile.event_names.index("fell")] > 0.5
     return StateRecord(
         seed=moment.task.seed,
         behaviour=moment.behaviour,
@@ -526,7 +527,9 @@ def _bench(
     policy = MpcPolicy(bundle, backend, goal, threads=threads)
     camera = policy.model.profile.cameras[0]
     sim = TabletopSim((camera.width, camera.height))
-    return policy, sim, SimulatorModel(sim, policy.model.profile.model.ticks_per_step)
+    profile = policy.model.profile
+    oracle = SimulatorModel(sim, profile.model.ticks_per_step, events=profile.event_names)
+    return policy, sim, oracle
 
 
 def _run(job: _Job) -> StateRecord | Transitions:
