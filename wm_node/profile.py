@@ -295,7 +295,8 @@ class Safety(_Part):
     """Limits of age, time, risk and space; times are on the steady clock.
 
     ``max_heartbeat_age_s`` bounds the time since any sign of life of the planner,
-    ``max_plan_age_s`` the time since it last completed a plan.
+    ``max_plan_age_s`` the time since it last completed a plan. ``surprise_limit`` and
+    ``uncertainty_limit`` are multiples of what is usual on episodes that training left out.
     """
 
     stopping_time_s: Positive
@@ -305,6 +306,8 @@ class Safety(_Part):
     max_heartbeat_age_s: Positive
     max_plan_age_s: Positive = 0.5
     risk_threshold: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}
+    surprise_limit: Positive = 5.0
+    uncertainty_limit: Positive = 10.0
     unverified: Literal["stop", "limit"] = "stop"
     space: Space | None = None
 

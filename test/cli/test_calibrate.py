@@ -1,4 +1,4 @@
-"""`wm calibrate --risk`: thresholds into an overlay, from the simulator and from bags."""
+"""`wm calibrate --risk` and `--doubt`: into an overlay, from the simulator and from bags."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from wm_node.bundle import load_bundle
 from wm_node.cli.main import main
 from wm_node.data.overlay import load_overlay, with_overlay
+from wm_node.errors import WmError
 from wm_node.resources import BUNDLE, resource
 
 
@@ -57,6 +58,31 @@ def test_thresholds_from_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "use at least 230" in capsys.readouterr().err
 
 
+def test_limits_of_doubt_from_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bags, overlay, file = tmp_path / "bags", tmp_path / "overlay.yaml", tmp_path / "figures.json"
+    words = ["collect", "--episodes", "10", "--camera-rate", "10", "--seed", "4100000"]
+    assert main([*words, "--out", str(bags)]) == 0
+    words = ["--doubt", str(bags), "--out", str(overlay), "--json", str(file)]
+    assert calibrate(*words, "--false-alarms", "1200") == 0
+    figures = json.loads(file.read_text())
+    doubt = load_overlay(overlay).robots["tabletop"].doubt
+    assert doubt is not None
+    assert doubt.model_dump(mode="json") == figures
+    measured = doubt.measured
+    assert doubt.surprise_limit < measured["surprise"]["max"]  # what lasts is less than the worst
+    assert doubt.uncertainty_limit <= measured["uncertainty"]["max"]
+    assert measured["stretches"] == len(doubt.windows) == 10
+    bundle = load_bundle(resource(BUNDLE))
+    profile = with_overlay(bundle.profile, overlay, bundle.sha256)
+    assert profile.safety.surprise_limit == doubt.surprise_limit
+    assert profile.safety.uncertainty_limit == doubt.uncertainty_limit
+    with pytest.raises(WmError, match="run 'wm calibrate --doubt' again"):
+        with_overlay(bundle.profile, overlay, "0" * 64)
+    capsys.readouterr()
+    assert calibrate("--doubt", str(bags)) == 1  # an hour's rate from a minute's work
+    assert "record 46 minutes, or allow more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -65,6 +91,8 @@ def test_thresholds_from_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--risk", "nowhere"], "nowhere"),
         (["--risk", "--episodes", "0"], "use a --seed"),
         (["--delay", "bags"], "--delay needs the --robot"),
+        (["--doubt", "nowhere"], "nowhere"),
+        (["--doubt", "bags", "--false-alarms", "0"], "--false-alarms must be a positive"),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -108,7 +108,8 @@ def test_the_shipped_parameters_are_the_defaults():
     assert parameters["iterations"] == config.iterations
     assert parameters["goal_reached"] == limits.hold.reached
     assert parameters["goal_resume"] == limits.hold.resume
-    assert parameters["surprise_limit"] == limits.surprise
+    assert "surprise_limit" not in parameters  # it would override what was calibrated
+    assert load_profile("tabletop").safety.surprise_limit == limits.surprise
     assert parameters["surprise_cycles"] == limits.surprise_cycles
     for field in fields(Weights):
         assert f"weights.{field.name}" in text

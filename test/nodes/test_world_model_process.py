@@ -16,12 +16,13 @@ import rclpy
 import yaml
 from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import Bundle
 from wm_node.cli.processes import ProcessGroup, node_command, node_environment
+from wm_node.data.overlay import DoubtCalibration
 from wm_node.errors import WmError
 from wm_node.nodes.common import COMMAND_QOS, RELIABLE_QOS, stamp_to_ns
 from wm_node.nodes.lifecycle import Caller
@@ -362,6 +363,64 @@ def test_cleanup_and_a_second_configuration_work(rig: Rig, robot: Robot):
             rig.caller.change(name, transition)
     rig.set("goal_state", [0.1, 0.05])
     robot.await_reason("OK")
+
+
+def _doubt(bundle: Bundle, usual: float) -> dict[str, Any]:
+    doubt = DoubtCalibration(
+        bundle=bundle.sha256,
+        surprise_limit=3.5,
+        uncertainty_limit=7.5,
+        false_alarms_per_hour=6.0,
+        window_s=0.1,
+        windows=[usual] * 300,
+    )
+    return {"format": 1, "robots": {"tabletop": {"doubt": doubt.model_dump()}}}
+
+
+@pytest.mark.parametrize(("usual", "outcome"), [(1e-6, "drifted"), (1e6, "holds")])
+def test_a_calibration_that_no_longer_holds_is_told(
+    rig: Rig, robot: Robot, random_bundle: Bundle, tmp_path: Path, usual: float, outcome: str
+):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(_doubt(random_bundle, usual)))
+
+    def configure(path: str) -> None:
+        for name in (PLANNER, WORLD):
+            rig.caller.change(name, "deactivate")
+            rig.caller.change(name, "cleanup")
+        rig.set_strings(WORLD, {"overlay": path})
+        for transition in ("configure", "activate"):
+            for name in (WORLD, PLANNER):
+                rig.caller.change(name, transition)
+
+    robot.await_diagnostics(WORLD, lambda text, v: v["calibration"] == "none")
+    configure(str(overlay))
+    try:
+        message, values = robot.await_diagnostics(
+            WORLD,
+            lambda text, v: int(v.get("drift_windows", 0)) > 70 and v["calibration"] == outcome,
+        )
+        assert ("limits do not hold any more" in message) == (outcome == "drifted")
+        assert (float(values["drift_evidence"]) >= 1.0) == (outcome == "drifted")
+    finally:
+        configure("")
+
+
+def test_limits_of_doubt_are_those_of_the_overlay(
+    rig: Rig, random_bundle: Bundle, ros_domain: int, tmp_path: Path
+):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(_doubt(random_bundle, 1.0)))
+    arguments = _arguments(
+        f"bundle:={random_bundle.path}", f"overlay:={overlay}", namespace="/calibrated"
+    )
+    with ProcessGroup(node_environment(ros_domain, tmp_path), tmp_path) as group:
+        group.start("calibrated", node_command("world_model", arguments))
+        for name in (WORLD, PLANNER):
+            rig.caller.change(f"calibrated/{name}", "configure")
+        request = GetParameters.Request(names=["surprise_limit", "uncertainty_limit"])
+        answer = rig.caller.call(GetParameters, f"calibrated/{PLANNER}/get_parameters", request)
+        assert [value.double_value for value in answer.values] == [3.5, 7.5]
 
 
 def test_what_cannot_run_fails_at_configure_with_one_sentence(

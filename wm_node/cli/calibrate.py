@@ -1,4 +1,4 @@
-"""``wm calibrate``: delays of a robot from its bags, thresholds of a bundle's foreseen risk."""
+"""``wm calibrate``: delays of a robot, thresholds of foreseen risk, limits of doubt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Examples: wm calibrate --delay BAGS --robot my_robot.yaml --out overlay.yaml; "
         "wm calibrate --risk BAGS --bundle B --out overlay.yaml; "
-        "wm calibrate --risk --source external --out overlay.yaml."
+        "wm calibrate --risk --source external --out overlay.yaml; "
+        "wm calibrate --doubt BAGS --bundle B --out overlay.yaml."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -40,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--miss-rate are alarmed too late; from these bags, in which events happened, or without "
         "any from episodes of the simulated table-top",
     )
+    what.add_argument(
+        "--doubt",
+        metavar="BAGS",
+        nargs="+",
+        type=Path,
+        help="find the surprise and the uncertainty from which the robot stops, so that ordinary "
+        "work, recorded in these bags, is stopped at most --false-alarms times an hour; what is "
+        "usual is kept beside, and the world model says when it holds no more",
+    )
     parser.add_argument("--robot", help="of --delay: profile, a path or a shipped name")
     parser.add_argument(
         "--namespace", default="", help="where the profile's topics lie in the bags"
@@ -52,8 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle",
         type=Path,
         default=None,
-        help="whose risk to calibrate (default: bundles/tabletop); key delays to it as well",
+        help="of --risk and --doubt: whose (default: bundles/tabletop); of --delay: only for this",
     )
+    parser.add_argument(
+        "--false-alarms", type=float, default=6.0, metavar="N", help="of --doubt: an hour, at most"
+    )
+    parser.add_argument("--backend", default="openvino", help="openvino or torch")
     risk = parser.add_argument_group("with --risk")
     risk.add_argument(
         "--source",
@@ -70,14 +84,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of bags: from a frame to its command's effect, as mpc_planner's parameter latency_s",
     )
     risk.add_argument("--miss-rate", type=float, default=0.05, help="share of each event's")
-    risk.add_argument("--backend", default="openvino", help="openvino or torch")
     risk.add_argument("--workers", type=int, default=2, help="parallel processes")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write the overlay where asked."""
+    if args.doubt is not None:
+        return _run_doubt(args)
     return _run_delay(args) if args.risk is None else _run_risk(args)
+
+
+def _run_doubt(args: argparse.Namespace) -> int:
+    from wm_node.bundle import load_bundle
+    from wm_node.data.overlay import RobotOverlay, write_overlay
+    from wm_node.training.doubt import calibrate_doubt, stretches_of_bags
+
+    if not 0.0 < args.false_alarms < 1e6:
+        raise WmError("--false-alarms must be a positive number.")
+    bundle = load_bundle(args.bundle or resource(BUNDLE))
+    profile, console = bundle.profile, Console()
+    with counted_progress(console, "episodes") as advance:
+        stretches = stretches_of_bags(
+            bundle.path, args.doubt, args.backend, args.namespace, advance=advance
+        )
+    found = calibrate_doubt(stretches, bundle.sha256, profile.model.tick_s, args.false_alarms)
+    table = Table(
+        "signal",
+        "stops above",
+        "p50",
+        "p99",
+        "highest",
+        title=f"{60 * found.measured['hours']:.1f} minutes of ordinary work; at most "
+        f"{args.false_alarms:g} false alarms an hour, with {100 * found.confidence:g} % confidence",
+    )
+    for name, limit in (
+        ("surprise", found.surprise_limit),
+        ("uncertainty", found.uncertainty_limit),
+    ):
+        usual = found.measured[name]
+        table.add_row(name, f"{limit:.2f}", *(f"{usual[key]:.2f}" for key in ("p50", "p99", "max")))
+    console.print(table)
+    if args.out is not None:
+        write_overlay(args.out, profile.name, RobotOverlay(doubt=found))
+        console.print(f"written to {args.out}", highlight=False, soft_wrap=True)
+    if args.json is not None:
+        write_json(args.json, found.model_dump(mode="json"))
+    return 0
 
 
 def _run_risk(args: argparse.Namespace) -> int:

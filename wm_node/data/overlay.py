@@ -1,4 +1,4 @@
-"""What belongs to one robot and not to its model: measured delays and risk thresholds, as YAML.
+"""What belongs to one robot and not to its model: measured delays, thresholds, limits, as YAML.
 
 A bundle never changes after it is written; the overlay is laid over its profile instead. Entries
 are keyed by robot, and by bundle hash where they hold for one bundle only:
@@ -13,6 +13,13 @@ are keyed by robot, and by bundle hash where they hold for one bundle only:
           bundle: 4af2...
           threshold: {fell: 0.31, zone: 0.42}
           miss_rate: 0.1
+        doubt:                    # of one bundle, always
+          bundle: 4af2...
+          surprise_limit: 3.2
+          uncertainty_limit: 6.1
+          false_alarms_per_hour: 6.0
+          window_s: 5.0
+          windows: [0.92, 1.04]
 """
 
 from __future__ import annotations
@@ -44,6 +51,26 @@ class RiskCalibration(BaseModel):
     measured: dict[str, Any] = {}
 
 
+class DoubtCalibration(BaseModel):
+    """Limits of surprise and uncertainty, and what surprise is usual, for one bundle.
+
+    ``windows`` are mean surprises of ``window_s`` each, which live ones are compared with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    surprise_limit: Annotated[float, Field(gt=0)]
+    uncertainty_limit: Annotated[float, Field(gt=0)]
+    false_alarms_per_hour: Annotated[float, Field(gt=0)]
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    window_s: Annotated[float, Field(gt=0, le=3600)]
+    windows: Annotated[
+        list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)
+    ]
+    measured: dict[str, Any] = {}
+
+
 class RobotOverlay(BaseModel):
     """What was measured of one robot; what is absent keeps the profile's value. Seconds."""
 
@@ -56,6 +83,7 @@ class RobotOverlay(BaseModel):
     measured: dict[str, Any] = {}
     """Of the delays."""
     risk: RiskCalibration | None = None
+    doubt: DoubtCalibration | None = None
 
 
 class Overlay(BaseModel):
@@ -86,10 +114,22 @@ def load_overlay(path: str | Path) -> Overlay:
         raise WmError(f"{file} is not an overlay of 'wm calibrate': {first}.") from error
 
 
+def entry_of(overlay: Overlay, robot: str) -> RobotOverlay:
+    """Return a robot's entry.
+
+    Raises:
+        WmError: there is none.
+    """
+    if robot not in overlay.robots:
+        known = ", ".join(sorted(overlay.robots)) or "none"
+        raise WmError(f"the overlay has no entry for the robot '{robot}', only: {known}.")
+    return overlay.robots[robot]
+
+
 def apply_overlay(
     profile: RobotProfile, overlay: Overlay, bundle_sha256: str | None = None
 ) -> RobotProfile:
-    """Return the profile with the robot's own delays and risk thresholds.
+    """Return the profile with the robot's own delays, risk thresholds and limits.
 
     Args:
         profile: the robot.
@@ -97,23 +137,25 @@ def apply_overlay(
         bundle_sha256: hash of the bundle in use, None where there is none yet.
 
     Raises:
-        WmError: the overlay is for another robot or bundle, or names unknown joints or cameras.
+        WmError: the overlay is for another robot or bundle, or names unknown joints, cameras or
+            events.
     """
-    entry = overlay.robots.get(profile.name)
-    if entry is None:
-        known = ", ".join(sorted(overlay.robots)) or "none"
-        raise WmError(f"the overlay has no entry for the robot '{profile.name}', only: {known}.")
+    entry = entry_of(overlay, profile.name)
     if entry.bundle is not None and bundle_sha256 is not None and entry.bundle != bundle_sha256:
         raise WmError(
             f"the overlay of '{profile.name}' was measured for bundle {entry.bundle[:12]}, not for "
             f"{bundle_sha256[:12]}: run 'wm calibrate --delay' again."
         )
-    risk = entry.risk
-    if risk is not None and bundle_sha256 is not None and risk.bundle != bundle_sha256:
-        raise WmError(
-            f"the risk thresholds of '{profile.name}' were calibrated for bundle "
-            f"{risk.bundle[:12]}, not for {bundle_sha256[:12]}: run 'wm calibrate --risk' again."
-        )
+    for what, option, one in (
+        ("risk thresholds", "--risk", entry.risk),
+        ("limits of doubt", "--doubt", entry.doubt),
+    ):
+        if one is not None and bundle_sha256 is not None and one.bundle != bundle_sha256:
+            raise WmError(
+                f"the {what} of '{profile.name}' were calibrated for bundle {one.bundle[:12]}, not "
+                f"for {bundle_sha256[:12]}: run 'wm calibrate {option}' again."
+            )
+    risk, doubt = entry.risk, entry.doubt
     cameras = [camera.name for camera in profile.cameras]
     _check_names("action", entry.action_delay_s, profile.action.names)
     _check_names("camera", entry.camera_latency_s, cameras)
@@ -121,6 +163,9 @@ def apply_overlay(
     if risk is not None:
         _check_names("event", risk.threshold, profile.event_names)
         data["safety"]["risk_threshold"] |= risk.threshold
+    if doubt is not None:
+        data["safety"]["surprise_limit"] = doubt.surprise_limit
+        data["safety"]["uncertainty_limit"] = doubt.uncertainty_limit
     if entry.action_delay_s:
         old = profile.action.delay_s or (0.0,) * len(profile.action.names)
         data["action"]["delay_s"] = [

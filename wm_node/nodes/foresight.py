@@ -26,6 +26,7 @@ from wm_node.nodes.inference import InferenceWorker, Samples
 from wm_node.planning.context import NotReady, ObservationBuffer
 from wm_node.planning.world_model import Context, Goal, Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile
+from wm_node.safety.drift import DriftMonitor
 
 Floats = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -122,12 +123,20 @@ class Cycle:
 class Foresight:
     """Model, context and inference thread of one process."""
 
-    def __init__(self, bundle: Bundle, model: WorldModel, listeners: Listeners) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: WorldModel,
+        listeners: Listeners,
+        drift: DriftMonitor | None = None,
+    ) -> None:
         profile = bundle.profile
         self.bundle, self.profile, self.model = bundle, profile, model
         self.buffer = ObservationBuffer(profile)
         self.encode_ms = Samples()
         self.surprise = float("nan")
+        self.drift = drift
+        """Watches the surprise, where it is known what is usual."""
         self.cycle: Cycle | None = None
         self.imagination_period_s = 0.0  # 0: nobody looks, nothing is decoded
         self.imagined = 0
@@ -272,6 +281,8 @@ class Foresight:
         try:
             context = self.buffer.context(tick.stamp_ns)
             self.surprise = self._surprise(context, latent)
+            if self.drift is not None:
+                self.drift.add(self.surprise)
         except Exception as error:
             self._tell_failed(tick, error)
             raise

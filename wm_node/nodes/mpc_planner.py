@@ -253,10 +253,10 @@ class MpcPlannerNode(ManagedNode):
             "source", SOURCES[0], "whose commands the gate gets; changes at rest", choices=SOURCES
         )
         self.declare("use_proposal", True, "let the learned proposal be among the candidates")
-        default = Limits()
+        default, safety = Limits(), profile.safety
         for name, value, text in (
-            ("surprise_limit", default.surprise, "surprise that is too much; 1 is usual"),
-            ("uncertainty_limit", 10.0, "uncertainty that is too much; 1 is usual"),
+            ("surprise_limit", safety.surprise_limit, "surprise that is too much; 1 is usual"),
+            ("uncertainty_limit", safety.uncertainty_limit, "too much uncertainty; 1 is usual"),
             ("goal_reached", default.hold.reached, "hold within so many tolerances of the goal"),
             ("goal_resume", default.hold.resume, "move again beyond so many tolerances"),
             ("goal_reached_steps", default.hold.steps, "hold so few model steps from a picture"),

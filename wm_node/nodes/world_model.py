@@ -37,7 +37,7 @@ from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import load_bundle
-from wm_node.data.overlay import with_overlay
+from wm_node.data.overlay import DoubtCalibration, entry_of, load_overlay, with_overlay
 from wm_node.engine import BACKENDS, load_engine
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
@@ -64,9 +64,15 @@ from wm_node.nodes.pointcloud import pack, unpack
 from wm_node.nodes.polling import Polled
 from wm_node.planning.world_model import Outcomes, WorldModel
 from wm_node.profile import Camera, RobotProfile, load_profile
+from wm_node.safety.drift import DriftMonitor
 from wm_node.safety.gate import GateConfig
 from wm_node.safety.reasons import Reason
 
+DRIFT_PATIENCE_H = 100.0  # without a change, a false alarm of drift takes that long on average
+DRIFTED = (
+    "the surprise is no longer that of the calibration, whose limits do not hold any more: record, "
+    "run 'wm calibrate' again, and train if it stays"
+)
 FUTURE_NS = round(GateConfig.stamp_ahead_s * 1e9)  # how far ahead a frame may be stamped
 
 # Joint states and applied actions come fast, wait in the queue until a tick needs them, and none
@@ -169,7 +175,9 @@ class WorldModelNode(ManagedNode):
         model = WorldModel(bundle, load_engine(bundle, backend, threads))
         outbox = Outbox(self)
         self._parts.append(outbox.close)
-        foresight = Foresight(bundle, model, self._listeners(outbox))
+        doubt = entry_of(load_overlay(overlay), profile.name).doubt if overlay else None
+        drift = None if doubt is None else _drift_monitor(doubt, profile)
+        foresight = Foresight(bundle, model, self._listeners(outbox), drift)
         foresight.worker.start()
         self._parts.append(self._stop_worker)
         self.foresight = foresight
@@ -446,6 +454,9 @@ class WorldModelNode(ManagedNode):
             return WARN, f"{Reason.FRAMES_STALE.name}: {Reason.FRAMES_STALE.meaning}"
         if (now_ns - self.last_joints_ns) * 1e-9 > profile.safety.max_joint_age_s:
             return WARN, f"{Reason.JOINTS_STALE.name}: {Reason.JOINTS_STALE.meaning}"
+        drift = None if self.foresight is None else self.foresight.drift
+        if drift is not None and drift.drifted:
+            return WARN, DRIFTED
         return OK, "watching"
 
     def _figures(self, foresight: Foresight) -> dict[str, object]:
@@ -464,10 +475,27 @@ class WorldModelNode(ManagedNode):
             "encode_ms_p50": foresight.encode_ms.percentile(50),
             "encode_ms_p99": foresight.encode_ms.percentile(99),
             "surprise": foresight.surprise,
+            **_drift_figures(foresight.drift),
             "imagined": foresight.imagined,
             "callback_ms_p99": self.watch.ms.percentile(99),
             "callback_ms_max": self.watch.worst_ms,
         }
+
+
+def _drift_monitor(doubt: DoubtCalibration, profile: RobotProfile) -> DriftMonitor:
+    window = max(1, round(doubt.window_s / profile.model.tick_s))
+    patience = DRIFT_PATIENCE_H * 3600.0 / doubt.window_s
+    return DriftMonitor(doubt.windows, window, patience, doubt.confidence)
+
+
+def _drift_figures(drift: DriftMonitor | None) -> dict[str, object]:
+    if drift is None:
+        return {"calibration": "none"}
+    return {
+        "calibration": "drifted" if drift.drifted else "holds",
+        "drift_evidence": drift.evidence,
+        "drift_windows": drift.windows,
+    }
 
 
 def main(args: Sequence[str] | None = None) -> int:
