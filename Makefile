@@ -13,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.wm_node-ready
 APT_PACKAGES := libegl1 libgl1-mesa-dri
-EXTRAS := ros,sim,openvino,tensorrt,train,report,test,dev
+EXTRAS := ros,sim,openvino,tensorrt,train,report,jerk,test,dev
 
 # Set to an index of CPU builds of torch on a machine whose default index would bring CUDA
 # (several GB); PIP_FIND_LINKS and the other PIP_ variables are honoured by pip itself.

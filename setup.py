@@ -44,6 +44,8 @@ EXTRAS = {
         f"tensorrt-rtx-cu13-libs>=1.7 ; {X86_LINUX}",
         f"cuda-bindings>=13.0 ; {X86_LINUX}",
     ],
+    # Limits of jerk in the gate, for profiles that set max_jerk.
+    "jerk": ["ruckig>=0.14"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "test": ["pytest", "pytest-timeout", "hypothesis"],
     "dev": ["ruff", "mypy", "types-PyYAML", "types-psutil", "scipy-stubs"],

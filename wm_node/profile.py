@@ -135,6 +135,7 @@ class Action(_Part):
     lower: tuple[Finite, ...]
     upper: tuple[Finite, ...]
     max_acceleration: tuple[Positive, ...] | None = None
+    max_jerk: tuple[Positive, ...] | None = None
     rate_hz: Positive
     topic: Topic
     message: Literal[
@@ -151,7 +152,7 @@ class Action(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> Action:
         count = len(self.names)
-        for key in ("units", "lower", "upper", "max_acceleration", "delay_s"):
+        for key in ("units", "lower", "upper", "max_acceleration", "max_jerk", "delay_s"):
             value = getattr(self, key)
             if value is not None and len(value) != count:
                 raise ValueError(f"'{key}' needs {count} entries, one for each action name")

@@ -2,7 +2,8 @@
 
 A shaper owns the last output. ``follow`` moves it towards a target as far as the limits allow in
 ``dt``; ``brake`` moves it towards rest at the highest deceleration. Per step an output never
-changes by more than the acceleration limit, so any mixture of the two is smooth.
+changes by more than the limits of acceleration and, where there is one, of jerk, so any mixture of
+the two is smooth.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
+from wm_node.safety.ramps import AccelerationRamp, JerkRamp, Ramp
 from wm_node.safety.reasons import Reason
 
 Values = NDArray[np.float64]
@@ -32,6 +34,7 @@ class MotionLimits:
         upper: highest action value.
         velocity: highest speed of the commanded quantity (equal to the bound for velocities).
         acceleration: highest acceleration and deceleration.
+        jerk: highest change of acceleration a second; None: not limited.
         period_s: time between two commands of the source.
     """
 
@@ -39,12 +42,24 @@ class MotionLimits:
     upper: Values
     velocity: Values
     acceleration: Values
+    jerk: Values | None
     period_s: float
 
     @property
     def stopping_s(self) -> float:
         """The longest time from full speed to rest."""
-        return float(np.max(self.velocity / self.acceleration))
+        speed, acceleration = self.velocity, self.acceleration
+        if self.jerk is None:
+            return float(np.max(speed / acceleration))
+        full = speed >= acceleration**2 / self.jerk  # else full deceleration is not reached
+        ramps = np.where(full, acceleration / self.jerk, 2.0 * np.sqrt(speed / self.jerk))
+        return float(np.max(ramps + full * speed / acceleration))
+
+    def ramp(self, together: bool) -> Ramp:
+        """Return how velocities change within these limits; see :mod:`wm_node.safety.ramps`."""
+        if self.jerk is None:
+            return AccelerationRamp(self.acceleration, together)
+        return JerkRamp(self.acceleration, self.jerk, together)
 
 
 def joint_indices(profile: RobotProfile) -> NDArray[np.intp]:
@@ -87,16 +102,18 @@ def motion_limits(profile: RobotProfile) -> MotionLimits:
         if action.max_acceleration is None
         else np.array(action.max_acceleration)
     )
-    limits = MotionLimits(lower, upper, velocity, acceleration, 1.0 / action.rate_hz)
+    jerk = None if action.max_jerk is None else np.array(action.max_jerk)
+    limits = MotionLimits(lower, upper, velocity, acceleration, jerk, 1.0 / action.rate_hz)
     if limits.stopping_s > stopping * (1 + _SLACK):
         raise WmError(
             f"the profile '{profile.name}' cannot stop within stopping_time_s = {stopping:g} s: "
-            f"at max_acceleration it needs {limits.stopping_s:.3g} s; raise one or lower the speed."
+            f"at max_acceleration{' and max_jerk' if jerk is not None else ''} it needs "
+            f"{limits.stopping_s:.3g} s; raise one or lower the speed."
         )
     return limits
 
 
-def brakeable_speed(distance: Values, acceleration: Values, dt: float) -> Values:
+def brakeable_speed(distance: Values, acceleration: Values, dt: float | Values) -> Values:
     """Return the highest speed, (A,), from which the distance suffices to stop.
 
     One step of ``dt`` at that speed passes before braking starts:
@@ -155,8 +172,10 @@ class VelocityShaper:
     ) -> None:
         self._limits = limits
         self._joints = joints
-        self._reaction_s = reaction_s
+        self._ramp = limits.ramp(together=joints is None)
+        self._reaction_s = reaction_s + self._ramp.lag_s
         self._velocity = np.zeros_like(limits.lower)
+        self._acceleration = np.zeros_like(limits.lower)
 
     @property
     def output(self) -> Values:
@@ -165,12 +184,13 @@ class VelocityShaper:
 
     @property
     def at_rest(self) -> bool:
-        """Whether the velocity is zero."""
-        return not self._velocity.any()
+        """Whether the velocity is zero, and stays so."""
+        return not (self._velocity.any() or self._acceleration.any())
 
     def reset(self, positions: Values) -> None:
         """Start from standstill."""
         self._velocity = np.zeros_like(self._velocity)
+        self._acceleration = np.zeros_like(self._velocity)
 
     def jumps(self, target: Values) -> bool:
         """Whether the change of velocity is more than one period allows."""
@@ -195,19 +215,16 @@ class VelocityShaper:
             if np.any(np.abs(safe - wanted) > _SLACK * limits.velocity):
                 reason = Reason.POSITION_LIMIT
             wanted = safe
-        change = limits.acceleration * dt
-        self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
+        self._velocity, self._acceleration = self._ramp.towards(
+            self._velocity, self._acceleration, wanted, dt
+        )
         return reason
 
     def brake(self, dt: float) -> None:
         """Reduce the velocity; a twist keeps its direction, joints brake each as fast as it can."""
-        seconds = np.abs(self._velocity) / self._limits.acceleration
-        if self._joints is None:
-            seconds = np.full_like(seconds, seconds.max(initial=0.0))
-        # Within a nanosecond of rest is rest: no denormal creeps on for ever.
-        moving = seconds > dt + 1e-9
-        left = np.divide(seconds - dt, seconds, out=np.zeros_like(seconds), where=moving)
-        self._velocity = self._velocity * left
+        self._velocity, self._acceleration = self._ramp.brake(
+            self._velocity, self._acceleration, dt
+        )
 
     def manoeuvre(self, dt: float) -> Values:
         """Return the present velocity, (1, A)."""
@@ -215,12 +232,14 @@ class VelocityShaper:
 
 
 class PositionShaper:
-    """Shapes joint positions: a reference that moves within velocity and acceleration limits."""
+    """Shapes joint positions: a reference that moves within the limits of its motion."""
 
     def __init__(self, limits: MotionLimits) -> None:
         self._limits = limits
+        self._ramp = limits.ramp(together=False)
         self._position = np.zeros_like(limits.lower)
         self._velocity = np.zeros_like(limits.lower)
+        self._acceleration = np.zeros_like(limits.lower)
 
     @property
     def output(self) -> Values:
@@ -229,13 +248,14 @@ class PositionShaper:
 
     @property
     def at_rest(self) -> bool:
-        """Whether the reference stands still."""
-        return not self._velocity.any()
+        """Whether the reference stands still, and stays so."""
+        return not (self._velocity.any() or self._acceleration.any())
 
     def reset(self, positions: Values) -> None:
         """Start from standstill where the joints are."""
         self._position = np.array(positions, dtype=np.float64)
         self._velocity = np.zeros_like(self._position)
+        self._acceleration = np.zeros_like(self._position)
 
     def jumps(self, target: Values) -> bool:
         """Return False: a distant position shows as a velocity limit."""
@@ -255,32 +275,35 @@ class PositionShaper:
         if reason is Reason.OK and np.any(speed > fastest * (1 + _SLACK)):
             reason = Reason.VELOCITY_LIMIT
         speed = np.minimum(speed, fastest)
-        speed = np.minimum(speed, brakeable_speed(distance, limits.acceleration, dt))
-        change = limits.acceleration * dt
+        speed = np.minimum(
+            speed, brakeable_speed(distance, limits.acceleration, dt + self._ramp.lag_s)
+        )
+        change = self._ramp.smallest_change(dt)
         # So near and so slow that it can be there and at rest now: end exactly, without creeping.
-        arrives = (distance <= np.minimum(change, fastest) * dt) & (
-            np.abs(self._velocity) <= change
+        arrives = (
+            (distance <= np.minimum(change, fastest) * dt)
+            & (np.abs(self._velocity) <= change)
+            & (np.abs(self._acceleration) * dt <= change)
         )
         goal = np.copysign(speed, wanted - self._position)
-        velocity = self._velocity + np.clip(goal - self._velocity, -change, change)
+        velocity, acceleration = self._ramp.towards(self._velocity, self._acceleration, goal, dt)
         self._position = np.where(arrives, wanted, self._position + velocity * dt)
         self._velocity = np.where(arrives, 0.0, velocity)
+        self._acceleration = np.where(arrives, 0.0, acceleration)
         return reason
 
     def brake(self, dt: float) -> None:
         """Reduce the reference's velocity, joint by joint."""
-        self._velocity = self._slower(self._velocity, dt)
+        self._velocity, self._acceleration = self._ramp.brake(
+            self._velocity, self._acceleration, dt
+        )
         self._position = self._position + self._velocity * dt
-
-    def _slower(self, velocity: Values, dt: float) -> Values:
-        left = np.abs(velocity) - self._limits.acceleration * dt
-        return np.where(left > 1e-9, np.copysign(left, velocity), 0.0)
 
     def manoeuvre(self, dt: float) -> Values:
         """Return the present position and the braking positions that follow it, (K, A)."""
-        rows, velocity = [self._position], self._velocity
-        while velocity.any() and dt > 0:
-            velocity = self._slower(velocity, dt)
+        rows, velocity, acceleration = [self._position], self._velocity, self._acceleration
+        while (velocity.any() or acceleration.any()) and dt > 0:
+            velocity, acceleration = self._ramp.brake(velocity, acceleration, dt)
             rows.append(rows[-1] + velocity * dt)
         return np.array(rows)
 
