@@ -92,6 +92,15 @@ class Bundle:
         """Return the path of one of the bundle's files."""
         return self.path / name
 
+    def checked_file(self, name: str) -> Path:
+        """Return the path of a file that is still the one that was checked when it was loaded.
+
+        Raises:
+            WmError: it has changed since.
+        """
+        _check_file(self.path, name, self.manifest["files"].get(name))
+        return self.path / name
+
 
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal sha256 of a file, read in pieces."""
@@ -176,22 +185,24 @@ def _check_files(folder: Path, files: Any) -> None:
     if not isinstance(files, dict) or not {WEIGHTS, GOLDEN} <= set(files):
         raise WmError(f"the bundle {folder} is damaged: its manifest lists no weights or golden.")
     for name, entry in files.items():
-        plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
-        if not plain or not isinstance(entry, dict):
-            raise WmError(f"the bundle {folder} is damaged: bad file entry {name!r}.")
-        file = folder / name
-        if not file.is_file() or file.is_symlink():
-            raise WmError(f"the bundle {folder} is damaged: {name} is missing; copy it again.")
-        size = file.stat().st_size
-        if size != entry.get("bytes") or size > MAX_FILE_BYTES:
-            raise WmError(
-                f"the bundle {folder} is damaged: {name} has {size} bytes instead of "
-                f"{entry.get('bytes')}; copy it again."
-            )
-        if file_sha256(file) != entry.get("sha256"):
-            raise WmError(
-                f"the bundle {folder} is damaged: {name} fails its sha256; copy it again."
-            )
+        _check_file(folder, name, entry)
+
+
+def _check_file(folder: Path, name: Any, entry: Any) -> None:
+    plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+    if not plain or not isinstance(entry, dict):
+        raise WmError(f"the bundle {folder} is damaged: bad file entry {name!r}.")
+    file = folder / name
+    if not file.is_file() or file.is_symlink():
+        raise WmError(f"the bundle {folder} is damaged: {name} is missing; copy it again.")
+    size = file.stat().st_size
+    if size != entry.get("bytes") or size > MAX_FILE_BYTES:
+        raise WmError(
+            f"the bundle {folder} is damaged: {name} has {size} bytes instead of "
+            f"{entry.get('bytes')}; copy it again."
+        )
+    if file_sha256(file) != entry.get("sha256"):
+        raise WmError(f"the bundle {folder} is damaged: {name} fails its sha256; copy it again.")
 
 
 def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]:

@@ -173,6 +173,23 @@ def test_kill_9_of_the_gate_lets_the_robot_come_to_rest(upstream: Any, measure: 
     assert still_s - killed_s <= timeout_s + upstream.profile.safety.stopping_time_s
 
 
+def test_a_gate_that_is_started_again_waits_for_its_operator(upstream: Any) -> None:
+    upstream.moving()
+    upstream.kill("gate")
+    upstream.standstill()
+    upstream.start("gate", "-m", "wm_node.nodes.safety_gate", "--ros-args")
+    upstream.wait(
+        lambda: upstream.caller.state("/safety_gate") == "unconfigured", "no gate came up"
+    )
+    upstream.commands.clear()
+    planned = upstream.planned
+    # The planner goes on commanding motion; a gate that nobody has activated passes nothing.
+    upstream.wait(lambda: upstream.planned > planned + 10, "the planner fell silent")
+    assert upstream.commands == []
+    bring_up(upstream.caller, ["/safety_gate"])
+    upstream.moving()
+
+
 def test_in_shadow_nothing_is_commanded(robot: Any) -> None:
     for name in {"gate", "upstream"} & set(robot.processes):
         robot.kill(name)

@@ -16,7 +16,7 @@ import openvino as ov
 import openvino.opset13 as ops
 from numpy.typing import NDArray
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import WEIGHTS, Bundle
 from wm_node.engine.protocol import Arrays
 
 Key = tuple[str, tuple[tuple[int, ...], ...]]
@@ -71,6 +71,8 @@ class OpenVinoEngine:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self._core = ov.Core()
+        # Weights are read, not mapped: a file that is cut off under a running process ends it.
+        self._core.set_property({"ENABLE_MMAP": False})
         self._bundle = bundle
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if "BF16" in native else "f32"
@@ -90,7 +92,8 @@ class OpenVinoEngine:
         spec = self._bundle.graphs[graph]
         key = (graph, tuple(inputs[name].shape for name in spec.inputs))
         if key not in self._requests:
-            model = self._core.read_model(self._bundle.file(spec.file))
+            self._bundle.checked_file(WEIGHTS)  # which the graphs read too
+            model = self._core.read_model(self._bundle.checked_file(spec.file))
             model.reshape({name: list(inputs[name].shape) for name in spec.inputs})
             options = self._options
             if spec.full_precision:

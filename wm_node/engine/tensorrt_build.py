@@ -160,7 +160,8 @@ def build_engine(
             "elsewhere and copy the cache."
         ) from error
 
-    path = bundle.file(bundle.graphs[graph].file)
+    bundle.checked_file(WEIGHTS)  # which the graphs read too
+    path = bundle.checked_file(bundle.graphs[graph].file)
     bridge = log_bridge(trt.module)
     bridge.begin()
     model = read_network(path, settings.precision_of(bundle, graph))

@@ -20,7 +20,7 @@ def load_network(bundle: Bundle) -> WorldModelNet:
     config = ModelConfig.from_dict(bundle.manifest.get("model"))
     net = WorldModelNet(Dims.of(bundle.profile), config)
     try:
-        tensors = load_file(str(bundle.file(WEIGHTS)))
+        tensors = load_file(str(bundle.checked_file(WEIGHTS)))
         net.load_state_dict(
             {
                 name: tensor.float() if tensor.is_floating_point() else tensor
