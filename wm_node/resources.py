@@ -16,7 +16,10 @@ _PACKAGE = "wm_node"
 BUNDLE = "bundles/tabletop"
 """The bundle that ships: labels of the simulator shaped its encoder and rollout."""
 LABEL_FREE_BUNDLE = "bundles/tabletop_label_free"
-"""Its sibling: encoder and rollout learnt from video, joints and actions alone."""
+"""Its sibling: encoder and rollout learnt from video, joints and actions alone, and on episodes of
+other levels of the task suite too."""
+BASIC = "basic"
+"""The level of the task suite that everything else adds to."""
 
 
 def _candidates() -> list[Path]:
@@ -41,3 +44,9 @@ def resource(relative: str) -> Path:
             return path
     looked = ", ".join(str(root) for root in _candidates())
     raise WmError(f"'{relative}' is not part of this installation of wm_node (looked in {looked}).")
+
+
+def shipped_bundle(goal: str, level: str = BASIC) -> Path:
+    """Return the shipped bundle for goals by ``state`` or ``image`` on a level of the suite."""
+    by_numbers = goal == "state" and level == BASIC
+    return resource(BUNDLE if by_numbers else LABEL_FREE_BUNDLE)

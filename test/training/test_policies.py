@@ -17,7 +17,7 @@ from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.suite import START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import task_for_seed
-from wm_node.training.policies import MpcPolicy, PlanSettings
+from wm_node.training.policies import CloningPolicy, MpcPolicy, PlanSettings
 
 QUICK = PlanSettings(config=PlannerConfig(candidates=8, iterations=1))
 FAR, NEAR = HoldLimits(reached=1e-6, resume=1e-6), HoldLimits(reached=1e6, resume=1e6)
@@ -66,3 +66,18 @@ def test_it_holds_at_the_goal_and_brakes_for_risk(
     policy.reset(task_for_seed(sim, 3), sim)
     action = policy.act(Observation(START_NS, sim.render(), sim.joint_positions(), ()))
     assert bool(np.abs(action).max() > 1e-3) is moves
+
+
+@pytest.mark.parametrize("goal", ["state", "image"])
+def test_cloning_does_what_the_proposal_says_for_when_its_command_acts(
+    bundle: Callable[[float], Bundle], goal: str
+) -> None:
+    policy = CloningPolicy(bundle(1.0).path, "openvino", goal, replace(QUICK, latency_s=0.2))
+    sim = TabletopSim((160, 120))
+    policy.reset(task_for_seed(sim, 3), sim)
+    observation = Observation(START_NS, sim.render(), sim.joint_positions(), ())
+    action = policy.act(observation)
+    proposal = policy.model.propose_for(policy.observe(observation), policy.goal)
+    assert proposal is not None
+    np.testing.assert_allclose(action, np.clip(proposal[0][2], -0.25, 0.25), atol=1e-6)
+    assert np.abs(proposal[0][0] - proposal[0][2]).max() > 1e-6

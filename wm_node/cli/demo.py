@@ -25,7 +25,7 @@ from wm_node.cli.processes import (
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
+from wm_node.resources import BASIC, resource, shipped_bundle
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # ROS is imported once its environment is set
     from wm_node.reporting.summary import Episode
 
 START_S, PER_EPISODE_S = 90.0, 30.0
-BASIC = "basic"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from wm_node.sim.levels import find_level
 
     find_level(args.level)
-    bundle = load_bundle(args.bundle or _shipped(args.goal, args.level))
+    bundle = load_bundle(args.bundle or shipped_bundle(args.goal, args.level))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "
@@ -110,12 +109,6 @@ def run(args: argparse.Namespace) -> int:
             write_json(args.json, summary)
     _tell(console, summary, out)
     return 0
-
-
-def _shipped(goal: str, level: str) -> Path:
-    """Return the shipped bundle that was trained for such goals and scenes."""
-    by_numbers = goal == "state" and level == BASIC
-    return resource(BUNDLE if by_numbers else LABEL_FREE_BUNDLE)
 
 
 def _drive(

@@ -15,7 +15,7 @@ from wm_node.cli.alarms import add_alarm_arguments, run_alarms
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
+from wm_node.resources import BUNDLE, resource, shipped_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--planner",
         default="mpc",
-        help="mpc; floors: still, random, scripted; oracle: the simulator itself as the model; "
+        help="mpc; floors: still, random, scripted, and cloning, which follows the proposal of the "
+        "bundle without a search; oracle: the simulator itself as the model; "
         "several, separated by commas, give one table",
     )
     parser.add_argument(
@@ -101,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
-    by_picture = args.suite and args.goal == "image"
-    args.bundle = args.bundle or resource(LABEL_FREE_BUNDLE if by_picture else BUNDLE)
+    if args.bundle is None:
+        args.bundle = shipped_bundle(args.goal, args.level) if args.suite else resource(BUNDLE)
     if sum(map(bool, (args.suite, args.fidelity, args.alarms))) > 1:
         raise WmError("give one of --suite, --fidelity and --alarms.")
     if args.fidelity:

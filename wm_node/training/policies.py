@@ -171,6 +171,25 @@ class MpcPolicy:
         return event_over_threshold(risk, self._profile.safety.risk_threshold) is not None
 
 
+class CloningPolicy(MpcPolicy):
+    """Does what the data did on the way to such a goal, without a search: behaviour cloning.
+
+    It follows the mean of the bundle's action proposal, a Gaussian that was fitted to the actions
+    that led from a state to what followed it (goals by hindsight).
+    """
+
+    def act(self, observation: Observation) -> NDArray[np.floating]:
+        """Return the proposal's action for the tick in which the command takes effect."""
+        context = self.observe(observation)
+        proposal = self.model.propose_for(context, self.goal)
+        profile = self.model.profile
+        if proposal is None:
+            raise WmError("behaviour cloning needs a goal.")
+        lag = round(self._settings.latency_s / profile.model.tick_s)
+        action = np.clip(proposal[0][lag], profile.action.lower, profile.action.upper)
+        return np.asarray(action, dtype=np.float64)
+
+
 class OraclePolicy:
     """The same planner with the simulator itself as the model: the ceiling."""
 

@@ -19,9 +19,10 @@ from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
 from wm_node.sim.task import EpisodeScore
 from wm_node.statistics import wilson95
-from wm_node.training.policies import MpcPolicy, OraclePolicy, PlanSettings
+from wm_node.training.policies import CloningPolicy, MpcPolicy, OraclePolicy, PlanSettings
 
-PLANNERS = ("mpc", "oracle", *REFERENCE_POLICIES)
+WITH_BUNDLE = {"mpc": MpcPolicy, "cloning": CloningPolicy}
+PLANNERS = (*WITH_BUNDLE, "oracle", *REFERENCE_POLICIES)
 
 
 def policy_factory(
@@ -34,19 +35,19 @@ def policy_factory(
     """Return what builds the policy in each worker.
 
     Raises:
-        WmError: unknown planner, or ``mpc`` without a bundle.
+        WmError: unknown planner, or one that needs a bundle without one.
     """
     if planner in REFERENCE_POLICIES:
         return reference_policy(planner)
     if planner == "oracle":
         profile: RobotProfile = load_bundle(bundle).profile if bundle else load_profile("tabletop")
         return partial(OraclePolicy, profile, settings)
-    if planner != "mpc":
+    if planner not in WITH_BUNDLE:
         raise WmError(f"unknown planner '{planner}'; use one of {', '.join(PLANNERS)}.")
     if bundle is None:
-        raise WmError("planner 'mpc' needs a --bundle.")
+        raise WmError(f"planner '{planner}' needs a --bundle.")
     load_bundle(bundle)
-    return partial(MpcPolicy, str(bundle), backend, goal, settings)
+    return partial(WITH_BUNDLE[planner], str(bundle), backend, goal, settings)
 
 
 def check_planners(
@@ -60,7 +61,7 @@ def check_planners(
     """Refuse what cannot run before anything runs.
 
     Raises:
-        WmError: an unknown planner or level, or ``mpc`` without a bundle.
+        WmError: an unknown planner or level, or one that needs a bundle without one.
     """
     find_level(level)
     for planner in planners:
@@ -146,7 +147,7 @@ def evaluate_suite(
         "goal": goal,
         "seed": seed,
         "level": level,
-        "bundle_sha256": load_bundle(bundle).sha256 if bundle and planner == "mpc" else None,
+        "bundle_sha256": load_bundle(bundle).sha256 if bundle and planner in WITH_BUNDLE else None,
         **summarise(scores),
         "episode_list": [episode_figures(score) for score in scores],
     }
