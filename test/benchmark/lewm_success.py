@@ -31,8 +31,9 @@ from wm_node.data.dataset import Dataset
 from wm_node.data.images import resize_area
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.loop import Observation
 from wm_node.sim.seeds import evaluation_seeds
-from wm_node.sim.suite import Observation, run_suite
+from wm_node.sim.suite import run_suite
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import EpisodeScore, Task
 from wm_node.statistics import wilson95

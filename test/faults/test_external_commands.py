@@ -15,9 +15,9 @@ from wm_node.nodes.lifecycle import bring_up
 from wm_node.resources import BUNDLE, resource
 from wm_node.sim.arm import tip_for_joints
 from wm_node.sim.behaviours import push_velocity
+from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.preventable import play
 from wm_node.sim.scene import TABLE_BOUNDS
-from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import JOINT_NAMES, TabletopSim
 
 BEYOND = TABLE_BOUNDS.y_min - 0.08

@@ -22,9 +22,9 @@ from wm_node.planning.world_model import Context, WorldModel
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import BUNDLE, resource
 from wm_node.sim.behaviours import push_velocity
+from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.preventable import last_preventable_s, play
 from wm_node.sim.scene import TABLE_BOUNDS
-from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import task_for_seed
 from wm_node.training.policies import MpcPolicy, committed_commands

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from wm_node.sim.behaviours import push_velocity
+from wm_node.sim.loop import Observation
 from wm_node.sim.preventable import Played, last_preventable_s, play, prevented
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
-from wm_node.sim.suite import Observation
 from wm_node.sim.tabletop import TabletopSim
 
 LATENCY_S = 0.1

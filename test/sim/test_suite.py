@@ -11,8 +11,9 @@ import pytest
 from wm_node.errors import WmError
 from wm_node.profile import load_profile
 from wm_node.sim.events import EVENTS
+from wm_node.sim.loop import Observation
 from wm_node.sim.oracle import SimulatorModel
-from wm_node.sim.suite import Observation, reference_policy, run_episode, run_suite
+from wm_node.sim.suite import reference_policy, run_episode, run_suite
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import Task
 

@@ -14,7 +14,7 @@ from wm_node.bundle import Bundle
 from wm_node.planning.hold import HoldLimits
 from wm_node.planning.planner import PlannerConfig
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.sim.suite import START_NS, Observation
+from wm_node.sim.loop import START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import task_for_seed
 from wm_node.training.policies import CloningPolicy, MpcPolicy, PlanSettings

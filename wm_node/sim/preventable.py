@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.sim.suite import NS, START_NS, Observation
+from wm_node.sim.loop import ClosedLoop, Observation
 from wm_node.sim.tabletop import DRIVER_STEP_S, State, TabletopSim
 from wm_node.sim.task import EPISODE_TICKS, TICK_S
 
@@ -49,18 +49,12 @@ def play(sim: TabletopSim, act: Act, latency_s: float, frames: bool = True) -> P
     """
     states: list[State] = []
     commands: list[tuple[float, tuple[float, float]]] = []
-    applied: list[tuple[int, NDArray[np.float64]]] = []
+    loop = ClosedLoop(sim, latency_s)
     events: dict[str, float] = {}
     for _ in range(EPISODE_TICKS):
         states.append(sim.save())
-        stamp = START_NS + round(sim.time_s * NS)
-        frame = sim.render() if frames else None
-        command = np.asarray(
-            act(Observation(stamp, frame, sim.joint_positions(), tuple(applied))), np.float64
-        )
-        sim.command_tip_velocity(command, delay_s=latency_s)
-        commands.append((sim.time_s + latency_s, (float(command[0]), float(command[1]))))
-        applied.append((stamp + round(latency_s * NS), command))
+        command = np.asarray(act(loop.observe(frames)), np.float64)
+        commands.append((loop.command(command), (float(command[0]), float(command[1]))))
         for _ in range(round(TICK_S / DRIVER_STEP_S)):
             sim.advance(DRIVER_STEP_S)
             for name, happens in sim.events().items():

@@ -23,29 +23,10 @@ from wm_node.errors import WmError
 from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
 from wm_node.sim.careful import Careful
 from wm_node.sim.levels import find_level
+from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
 from wm_node.sim.strips import Trace
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, EpisodeScore, ScoreKeeper, Task, task_for_seed
-
-NS = 1_000_000_000
-START_NS = NS  # stamp of an episode's first frame
-DEFAULT_LATENCY_S = 0.1
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a policy sees at a tick."""
-
-    stamp_ns: int
-    frame: NDArray[np.uint8] | None
-    """(H, W, 3) RGB of the camera's size; None for policies that use no frames."""
-    joints: NDArray[np.float64]
-    """(4,) rad."""
-    applied: tuple[tuple[int, NDArray[np.float64]], ...]
-    """Every command of the episode as (stamp of its effect in ns, velocity (2,)), oldest first.
-
-    Those stamped after ``stamp_ns`` are on their way and cannot be taken back.
-    """
 
 
 class Policy(Protocol):
@@ -136,19 +117,16 @@ def run_episode(
     task = task_for_seed(sim, seed)
     policy.reset(task, sim)
     keeper = ScoreKeeper(task)
-    applied: list[tuple[int, NDArray[np.float64]]] = []
+    loop = ClosedLoop(sim, latency_s)
     act_ms: list[float] = []
     while not keeper.done:
-        stamp = START_NS + round(sim.time_s * NS)
-        frame = sim.render() if policy.uses_frames else None
-        observation = Observation(stamp, frame, sim.joint_positions(), tuple(applied))
+        observation = loop.observe(policy.uses_frames)
         began = time.perf_counter()
         command = np.asarray(policy.act(observation), dtype=np.float64)
         act_ms.append(1e3 * (time.perf_counter() - began))
         if on_tick is not None:
             on_tick(observation, command)
-        sim.command_tip_velocity(command, delay_s=latency_s)
-        applied.append((stamp + round((latency_s + sim.actuation_delay_s) * NS), command))
+        loop.command(command)
         fell, zone, broken = _advance_tick(sim)
         x, y, _, _ = sim.mug_pose()
         keeper.update((x, y), fell, zone, broken)

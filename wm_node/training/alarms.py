@@ -23,12 +23,12 @@ from wm_node.planning.planner import brake_actions
 from wm_node.planning.supervision import SupervisionConfig, Supervisor, worst_risk
 from wm_node.safety.gate import event_over_threshold
 from wm_node.sim.behaviours import Behaviour, Scripted
+from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.mix import Mix, make_behaviour
 from wm_node.sim.preventable import last_preventable_s, play
 from wm_node.sim.processes import in_processes
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.seeds import ALARM_SEED, evaluation_seeds
-from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, Task, task_for_seed
 from wm_node.training.alarm_figures import AlarmRecord, Event

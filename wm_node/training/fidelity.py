@@ -26,11 +26,11 @@ from wm_node.profile import RobotProfile
 from wm_node.sim.behaviours import CONTACT_M, Behaviour, Scripted
 from wm_node.sim.behaviours import push_velocity as push
 from wm_node.sim.events import EVENTS
+from wm_node.sim.loop import ClosedLoop, Observation
 from wm_node.sim.mix import Mix, make_behaviour
 from wm_node.sim.oracle import LABELS, SimulatorModel
 from wm_node.sim.processes import in_processes
 from wm_node.sim.seeds import INVERSE_SEED, STATE_SEED, evaluation_seeds
-from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import TICK_S, Task, task_for_seed
 from wm_node.training.fidelity_figures import (
@@ -124,19 +124,16 @@ def _play(
     # A person's or a planner's pushes are not as clean as the script's.
     noise, scale = np.zeros(2), 0.04 if name == "scripted" else 0.0
     observations: list[Observation] = []
-    applied: list[tuple[int, NDArray[np.float64]]] = []
+    loop = ClosedLoop(sim, latency_s)
     for tick in range(until + 1):
         if sim.fell() or sim.in_zone():
             return tick
-        stamp = START_NS + round(sim.time_s * NS)
         if tick > until - seen:
-            frame = sim.render() if frames else None
-            observations.append(Observation(stamp, frame, sim.joint_positions(), tuple(applied)))
+            observations.append(loop.observe(frames))
         if tick < until:
             noise = 0.7 * noise + rng.normal(0.0, 0.71 * scale, 2)
             command = np.clip(behaviour.act(sim, rng) + noise, -0.25, 0.25)
-            sim.command_tip_velocity(command, delay_s=latency_s)
-            applied.append((stamp + round(latency_s * NS), command))
+            loop.command(command)
             sim.advance(TICK_S)
     return Moment(task, name, until, sim.save(), tuple(observations))
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.behaviours import Behaviour
+from wm_node.sim.loop import NS, START_NS, Observation
 from wm_node.sim.mix import PLANNER, MakeBehaviour, make_behaviour
 from wm_node.sim.scene import TABLE_BOUNDS
-from wm_node.sim.suite import NS, START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, Task, sample_task
 from wm_node.training.policies import MpcPolicy, PlanSettings

@@ -21,8 +21,8 @@ from wm_node.planning.supervision import worst_risk
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
+from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.oracle import SimulatorModel
-from wm_node.sim.suite import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import Task
 
