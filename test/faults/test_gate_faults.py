@@ -28,6 +28,7 @@ Note = Callable[[str, float], None]
 
 # From the death of the planner's process to the first decelerating command.
 ONSET_S = 0.100
+DISCOVERY_S = 0.5  # until a new publisher is known
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +49,23 @@ def upstream(robot: Any) -> Any:
     return robot
 
 
+def braked(bench: Any, began_s: float, limit_s: float, measure: Note) -> None:
+    """Note and check when braking begins after a fault, and when the robot then stands."""
+    onset_s = bench.braking_onset()
+    still_s = bench.standstill()
+    measure("onset_ms", 1e3 * (onset_s - began_s))
+    measure("standstill_ms", 1e3 * (still_s - onset_s))
+    assert onset_s - began_s <= limit_s + ONSET_S
+    assert still_s - onset_s <= bench.profile.safety.stopping_time_s
+
+
 @pytest.mark.parametrize("turn", range(2))
 def test_kill_9_of_the_planner_brakes_within_100_ms(
     upstream: Any, turn: int, measure: Note
 ) -> None:
     upstream.moving()
     killed_s = upstream.kill("upstream")
-    onset_s = upstream.braking_onset()
-    still_s = upstream.standstill()
-    measure("onset_ms", 1e3 * (onset_s - killed_s))
-    measure("standstill_ms", 1e3 * (still_s - onset_s))
-    assert onset_s - killed_s <= ONSET_S
-    assert still_s - onset_s <= upstream.profile.safety.stopping_time_s
+    braked(upstream, killed_s, 0.0, measure)
     upstream.wait_for_reason("HEARTBEAT_LOST")
     upstream.wait(upstream.latched, "the gate did not latch")
 
@@ -91,33 +97,33 @@ def test_kill_9_of_the_planner_brakes_within_100_ms(
     ],
 )
 def test_a_planner_that_misbehaves_is_stopped_with_the_reason(
-    upstream: Any, told: dict[str, Any], reason: str, limit_s: float
+    upstream: Any, told: dict[str, Any], reason: str, limit_s: float, measure: Note
 ) -> None:
     values = upstream.moving()
     began_s = time.time()
     upstream.tell(values=values, **told)
-    onset_s = upstream.braking_onset()
-    assert onset_s - began_s <= limit_s + ONSET_S
-    assert upstream.standstill() - onset_s <= upstream.profile.safety.stopping_time_s
+    braked(upstream, began_s, limit_s, measure)
     upstream.wait_for_reason(reason)
 
 
-def test_stale_joint_states_stop_the_robot(upstream: Any) -> None:
+def test_stale_joint_states_stop_the_robot(upstream: Any, measure: Note) -> None:
     upstream.moving()
     upstream.processes["robot"].send_signal(signal.SIGSTOP)
     try:
         onset_s = upstream.braking_onset()
         upstream.wait_for_reason("JOINTS_STALE")
+        measure("onset_ms", 1e3 * (onset_s - upstream.speeds[-1].stamp_s))
         assert onset_s - upstream.speeds[-1].stamp_s <= 0.1 + ONSET_S
     finally:
         upstream.processes["robot"].send_signal(signal.SIGCONT)
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
 
 
-def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any) -> None:
+def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any, measure: Note) -> None:
     upstream.moving()
+    began_s = time.time()
     intruder = upstream.node.create_publisher(TwistStamped, "command", 1)
-    upstream.braking_onset()
+    braked(upstream, began_s, DISCOVERY_S, measure)
     upstream.wait_for_reason("SECOND_PUBLISHER")
     answer = upstream.trigger("safety_gate/reset")
     assert not answer.success
@@ -127,10 +133,11 @@ def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any) -> No
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
 
 
-def test_two_planners_at_once_are_a_fault(upstream: Any) -> None:
+def test_two_planners_at_once_are_a_fault(upstream: Any, measure: Note) -> None:
     upstream.moving()
     upstream.start("second", str(Path(__file__).with_name("upstream.py")), "tabletop")
     upstream.braking_onset()
+    measure("standstill_ms", 1e3 * (upstream.standstill() - upstream.braking_onset()))
     upstream.wait_for_reason("SECOND_PLANNER")
     answer = upstream.trigger("safety_gate/reset")
     assert not answer.success
@@ -141,11 +148,11 @@ def test_two_planners_at_once_are_a_fault(upstream: Any) -> None:
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
 
 
-def test_the_operator_stops_and_resets(upstream: Any) -> None:
+def test_the_operator_stops_and_resets(upstream: Any, measure: Note) -> None:
     upstream.moving()
     began_s = time.time()
     assert upstream.trigger("safety_gate/stop").success
-    assert upstream.braking_onset() - began_s <= ONSET_S
+    braked(upstream, began_s, 0.0, measure)
     upstream.wait_for_reason("OPERATOR_STOP")
     assert upstream.trigger("safety_gate/reset").success
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
@@ -302,7 +309,9 @@ def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
     robot.start_upstream()
     robot.moving()
     jump_ns = 3_000_000_000
+    # The gate stamps by the clock that jumped, so its onset is not compared with the machine's.
     robot.braking_onset()
+    robot.standstill()
     robot.wait_for_reason("CLOCK_JUMP")
     assert robot.latched()
     robot.node.destroy_timer(timer)
@@ -311,7 +320,7 @@ def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
     robot.kill("gate")
 
 
-def test_the_death_of_who_holds_the_lock_open_stops_the_robot(robot: Any) -> None:
+def test_the_death_of_who_holds_the_lock_open_stops_the_robot(robot: Any, measure: Note) -> None:
     for name in {"gate", "upstream"} & set(robot.processes):
         robot.kill(name)
     lock = robot.node.create_publisher(Bool, "lock", 1)
@@ -321,9 +330,7 @@ def test_the_death_of_who_holds_the_lock_open_stops_the_robot(robot: Any) -> Non
     robot.moving()
     began_s = time.time()
     robot.node.destroy_timer(timer)
-    onset_s = robot.braking_onset()
-    assert onset_s - began_s <= 0.3 + ONSET_S  # lock_timeout_s, since its last word
-    assert robot.standstill() - onset_s <= robot.profile.safety.stopping_time_s
+    braked(robot, began_s, 0.3, measure)  # lock_timeout_s, since its last word
     robot.wait_for_reason("LOCKED")
     assert not robot.latched()
     timer = robot.node.create_timer(0.05, lambda: lock.publish(Bool(data=False)))

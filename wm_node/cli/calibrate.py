@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="planner",
         help="of simulated episodes: the planner commands the robot, or others that it supervises",
     )
+    risk.add_argument(
+        "--labels", type=Path, default=None, help="of bags: events that a person saw ('wm label')"
+    )
     risk.add_argument("--episodes", type=int, default=600, help="to simulate")
     risk.add_argument("--seed", type=int, default=0, help="of the episodes")
     risk.add_argument(
@@ -156,6 +159,7 @@ def _run_risk(args: argparse.Namespace) -> int:
                 args.latency_s,
                 args.backend,
                 args.namespace,
+                args.labels,
                 advance=advance,
             )
         else:

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlay", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
     )
     parser.add_argument(
+        "--labels", type=Path, default=None, help="events that a person saw, as 'wm label' asks"
+    )
+    parser.add_argument(
         "--onto",
         metavar="DATASET",
         type=Path,
@@ -52,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ingest and print a summary; every bag that was skipped is named with the reason."""
     # Imported here: --help must not need the bag and array libraries.
+    from wm_node.data.event_labels import load_event_labels
     from wm_node.data.ingest import CONTACT_SHEET, default_workers, ingest
     from wm_node.data.overlay import with_overlay
 
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             workers=workers,
             overwrite=args.overwrite,
             onto=args.onto,
+            labels=None if args.labels is None else load_event_labels(args.labels, profile),
             progress=lambda done, total, report: progress(done, total, report.name),
         )
     figures = {

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("wm_node.cli.demo", "closed loop with a simulated robot over real ROS 2 topics"),
     "collect": ("wm_node.cli.collect", "simulated episodes -> rosbag2 bags"),
     "ingest": ("wm_node.cli.ingest", "bags + robot profile -> dataset"),
+    "label": ("wm_node.cli.label", "pictures of bags, for a person to say when events happened"),
     "train": ("wm_node.cli.train", "dataset -> bundle"),
     "evaluate": ("wm_node.cli.evaluate", "score a bundle on a task suite or on recorded bags"),
     "export": ("wm_node.cli.export", "a bundle's graphs again, as this version plans"),

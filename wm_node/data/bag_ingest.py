@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wm_node.data.bags import Bag, BagError, BagSource, header_stamp_ns
 from wm_node.data.dataset import Rows, array_specs
+from wm_node.data.event_labels import EventLabels
 from wm_node.data.images import DamagedImage, decode_image, resize_area
 from wm_node.data.resample import (
     NO_LABEL,
@@ -53,6 +54,7 @@ class BagReport:
     skipped: str | None = None
     segments: list[tuple[int, int]] = field(default_factory=list)  # first tick, ticks
     topics: dict[str, tuple[str, int, float]] = field(default_factory=dict)
+    first_frame_ns: int = 0
     ticks: int = 0
     gaps: dict[str, int] = field(default_factory=dict)
     ticks_lost: dict[str, int] = field(default_factory=dict)
@@ -89,10 +91,17 @@ def minimum_ticks(profile: RobotProfile) -> int:
     return (model.context_steps + model.horizon_steps) * model.ticks_per_step
 
 
-def ingest_bag(source: BagSource, profile: RobotProfile, namespace: str, folder: Path) -> BagReport:
+def ingest_bag(
+    source: BagSource,
+    profile: RobotProfile,
+    namespace: str,
+    folder: Path,
+    labels: EventLabels | None = None,
+) -> BagReport:
     """Stage one bag's episodes under ``folder``; :func:`segments` then finds them there.
 
-    A bag that cannot be used gives a report with ``skipped`` set to the reason.
+    ``labels`` are events that a person saw. A bag that cannot be used gives a report with
+    ``skipped`` set to the reason.
 
     Raises:
         OSError: ``folder`` cannot be written, for example because the disk is full.
@@ -105,7 +114,7 @@ def ingest_bag(source: BagSource, profile: RobotProfile, namespace: str, folder:
             report.message_count = bag.message_count
             streams = collect(bag, profile, namespace)
             try:
-                _Ingest(bag, profile, streams, folder, report).run()
+                _Ingest(bag, profile, streams, folder, report, labels).run()
             finally:
                 streams.close()
     except BagError as error:
@@ -128,13 +137,20 @@ def segments(report: BagReport, profile: RobotProfile, folder: Path) -> Iterator
 
 class _Ingest:
     def __init__(
-        self, bag: Bag, profile: RobotProfile, streams: Streams, folder: Path, report: BagReport
+        self,
+        bag: Bag,
+        profile: RobotProfile,
+        streams: Streams,
+        folder: Path,
+        report: BagReport,
+        seen: EventLabels | None,
     ) -> None:
         self.bag = bag
         self.profile = profile
         self.streams = streams
         self.folder = folder
         self.report = report
+        self.seen = seen
         self.rate = profile.model.tick_rate_hz
         self.tick_ns = to_ns(profile.model.tick_s)
         self.specs = array_specs(profile)
@@ -186,6 +202,8 @@ class _Ingest:
         reach = max(self.skews.values())
         total = 0
         for start, end in self._spans():
+            if not self.breaks:
+                self.report.first_frame_ns = start
             self.breaks.append(total)
             count = int((end + reach - start) // self.tick_ns) + 1
             for first in range(0, count, BLOCK_TICKS):
@@ -275,6 +293,12 @@ class _Ingest:
         for number, series in self.streams.events.items():
             stamps, values = series.between(int(ticks[0]), int(ticks[-1]) + self.tick_ns)
             events[:, number] = event_flags(stamps, values[:, 0] > 0, ticks, ticks + self.tick_ns)
+        if self.seen is not None:
+            start_s = (ticks - self.report.first_frame_ns) * 1e-9
+            for number, name in enumerate(self.profile.event_names):
+                active = self.seen.active(self.report.name, name, start_s, self.tick_ns * 1e-9)
+                if active is not None:
+                    events[:, number] = active
         return events
 
     # the pixels

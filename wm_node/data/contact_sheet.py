@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from wm_node.data.dataset import Dataset
+from wm_node.data.dataset import Dataset, Episode
 
 ROWS = 8
 COLUMNS = 8
@@ -43,4 +43,37 @@ def write_contact_sheet(dataset: Dataset, path: Path) -> None:
                     frame.resize(size, Image.Resampling.NEAREST), (left, number * row + CAPTION)
                 )
                 left += width
+    sheet.save(path)
+
+
+def write_time_sheet(
+    dataset: Dataset, episode: Episode, zero_ns: int, every_s: float, path: Path
+) -> None:
+    """Write a PNG with frames of one episode at regular times, each with its time in seconds.
+
+    Args:
+        dataset: of the episode.
+        episode: which.
+        zero_ns: stamp that counts as 0 s.
+        every_s: time between pictures.
+        path: of the PNG.
+    """
+    cameras = dataset.profile.cameras
+    scale = max(1, round(MIN_WIDTH / cameras[0].model_width))
+    widths = [camera.model_width * scale for camera in cameras]
+    column = sum(widths) + MARGIN
+    row = max(camera.model_height for camera in cameras) * scale + CAPTION + MARGIN
+    step = max(1, round(every_s / dataset.profile.model.tick_s))
+    ticks = range(episode.start, episode.start + episode.length, step)
+    sheet = Image.new("RGB", (COLUMNS * column, row * -(-len(ticks) // COLUMNS)), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for number, tick in enumerate(ticks):
+        left, top = number % COLUMNS * column, number // COLUMNS * row
+        seconds = (int(dataset.stamps[tick]) - zero_ns) * 1e-9
+        draw.text((left + 2, top), f"{seconds:.1f} s", fill=(230, 230, 230))
+        for camera, width in zip(cameras, widths, strict=True):
+            frame = Image.fromarray(dataset.frames(camera.name)[tick : tick + 1][0])
+            size = (width, camera.model_height * scale)
+            sheet.paste(frame.resize(size, Image.Resampling.NEAREST), (left, top + CAPTION))
+            left += width
     sheet.save(path)

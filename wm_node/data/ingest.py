@@ -22,6 +22,7 @@ from wm_node.data.bag_ingest import BagReport, ingest_bag, segments
 from wm_node.data.bags import BagSource, find_bags
 from wm_node.data.contact_sheet import write_contact_sheet
 from wm_node.data.dataset import Dataset, DatasetWriter
+from wm_node.data.event_labels import EventLabels
 from wm_node.data.summary import summarise
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
@@ -57,6 +58,7 @@ def ingest(
     workers: int = 1,
     overwrite: bool = False,
     onto: str | Path | None = None,
+    labels: EventLabels | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Turn bags into a dataset.
@@ -72,13 +74,15 @@ def ingest(
         workers: processes that read bags.
         overwrite: replace a dataset at ``out``.
         onto: a dataset whose episodes come first, as they are; it stays what it is.
+        labels: events that a person saw in the bags, by the bags' names.
         progress: called after every bag.
 
     Raises:
-        WmError: no bag is usable, the dataset cannot be written, or ``onto`` is of another profile
-            or holds one of the bags already.
+        WmError: a label of a bag that is not there, no bag is usable, the dataset cannot be
+            written, or ``onto`` is of another profile or holds one of the bags already.
     """
     sources = find_bags(bags)
+    _check_labelled(sources, labels)
     out = Path(out)
     base = None if onto is None else _base(Path(onto), profile, sources)
     reports: list[BagReport] = []
@@ -87,7 +91,7 @@ def ingest(
             if base is not None:
                 writer.append_dataset(base)
             with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=out.parent) as tmp:
-                staged = _stage(sources, profile, namespace, Path(tmp), workers)
+                staged = _stage(sources, profile, namespace, Path(tmp), workers, labels)
                 for report, folder in staged:
                     for segment in segments(report, profile, folder):
                         writer.append_rows(segment.name, segment.ticks, segment.rows)
@@ -99,6 +103,8 @@ def ingest(
             if not used:
                 raise WmError(_nothing_usable(reports))
             summary, mark = summarise(reports, profile), fingerprint(used)
+            if labels is not None:
+                mark = hashlib.sha256(f"{labels.digest}\n{mark}\n".encode()).hexdigest()
             if base is not None:
                 mark = hashlib.sha256(f"{base.fingerprint}\n{mark}\n".encode()).hexdigest()
                 counts = {"episodes": len(base.episodes), "ticks": base.num_ticks}
@@ -130,6 +136,13 @@ def _base(path: Path, profile: RobotProfile, sources: Sequence[BagSource]) -> Da
     return base
 
 
+def _check_labelled(sources: Sequence[BagSource], labels: EventLabels | None) -> None:
+    there = {source.name for source in sources}
+    missing = sorted({bag for bag, _ in labels.spans} - there) if labels is not None else []
+    if missing:
+        raise WmError(f"labels are given for '{missing[0]}', which is none of the bags.")
+
+
 def fingerprint(reports: Sequence[BagReport]) -> str:
     """Return the sha256 over the names, sizes and message counts of the bags."""
     digest = hashlib.sha256()
@@ -145,14 +158,19 @@ def _nothing_usable(reports: Sequence[BagReport]) -> str:
 
 
 def _stage(
-    sources: Sequence[BagSource], profile: RobotProfile, namespace: str, tmp: Path, workers: int
+    sources: Sequence[BagSource],
+    profile: RobotProfile,
+    namespace: str,
+    tmp: Path,
+    workers: int,
+    labels: EventLabels | None,
 ) -> Iterator[tuple[BagReport, Path]]:
     """Ingest bags into folders of ``tmp`` and yield them in order."""
     folders = [tmp / str(number) for number in range(len(sources))]
     workers = min(workers, len(sources))
     if workers <= 1:
         for source, folder in zip(sources, folders, strict=True):
-            yield ingest_bag(source, profile, namespace, folder), folder
+            yield ingest_bag(source, profile, namespace, folder, labels), folder
         return
     # Processes are spawned, not forked: the parent runs threads (progress bar, compression).
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
@@ -163,7 +181,7 @@ def _stage(
             # Few bags ahead of the one being written, so that staging takes little room on disk.
             while len(waiting) < 4 * workers and (job := next(jobs, None)) is not None:
                 source, folder = job
-                future = pool.submit(ingest_bag, source, profile, namespace, folder)
+                future = pool.submit(ingest_bag, source, profile, namespace, folder, labels)
                 waiting.append((future, folder))
             if not waiting:
                 break

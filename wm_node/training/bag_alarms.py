@@ -14,6 +14,7 @@ import numpy as np
 
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset, Episode
+from wm_node.data.event_labels import load_event_labels
 from wm_node.data.ingest import ingest
 from wm_node.data.resample import NO_LABEL
 from wm_node.engine import load_engine
@@ -32,6 +33,7 @@ def records_of_bags(
     latency_s: float,
     backend: str = "openvino",
     namespace: str = "",
+    labels: Path | None = None,
     config: SupervisionConfig | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> list[AlarmRecord]:
@@ -43,6 +45,7 @@ def records_of_bags(
         latency_s: from a frame to the effect of the command that is judged by it.
         backend: of the engine.
         namespace: where the profile's topics lie in the bags.
+        labels: file of events that a person saw in them.
         config: how commands are foreseen.
         advance: told (episodes done, episodes in all).
 
@@ -54,7 +57,13 @@ def records_of_bags(
     supervisor = Supervisor(model, config or SupervisionConfig(), latency_s)
     records = []
     with tempfile.TemporaryDirectory(prefix="wm_calibrate-") as folder:
-        result = ingest(list(bags), bundle.profile, Path(folder) / "dataset", namespace=namespace)
+        result = ingest(
+            list(bags),
+            bundle.profile,
+            Path(folder) / "dataset",
+            namespace=namespace,
+            labels=None if labels is None else load_event_labels(labels, bundle.profile),
+        )
         dataset = Dataset.open(result.path)
         if not (np.asarray(dataset.events) != NO_LABEL).any():
             names = ", ".join(event.topic for event in bundle.profile.events) or "no topic"

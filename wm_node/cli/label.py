@@ -1,0 +1,107 @@
+"""``wm label``: pictures of recordings and a file to fill in, for events that no topic told."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from wm_node.cli.progress import bags_progress
+from wm_node.errors import WmError
+from wm_node.profile import load_profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = (
+        "Look at the pictures and fill in OUT/labels.csv: from and to in seconds as the pictures "
+        "show, nothing where nothing happened; leave the '?' of what you did not look at. Then: "
+        "wm ingest BAGS --labels OUT/labels.csv ..."
+    )
+    parser.add_argument(
+        "bags",
+        metavar="BAGS",
+        nargs="+",
+        type=Path,
+        help="rosbag2 directories, .mcap or .db3 files, or folders that hold them",
+    )
+    parser.add_argument("--robot", required=True, help="profile: a path or a shipped name")
+    parser.add_argument("--out", type=Path, required=True, help="folder of pictures and labels")
+    parser.add_argument(
+        "--event",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of the profile; may be repeated (default: those that the bags do not tell)",
+    )
+    parser.add_argument("--every", type=float, default=0.5, help="seconds between pictures")
+    parser.add_argument(
+        "--namespace", default="", help="where the profile's topics lie in the bags"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a sheet of pictures for each episode, and the file of labels to fill in."""
+    # Imported here: --help must not need the bag and array libraries.
+    from wm_node.data.contact_sheet import write_time_sheet
+    from wm_node.data.dataset import Dataset
+    from wm_node.data.event_labels import FILE, write_template
+    from wm_node.data.ingest import ingest
+    from wm_node.data.resample import NO_LABEL
+
+    profile = load_profile(args.robot)
+    if not profile.events:
+        raise WmError(f"the profile '{profile.name}' names no events; add them under 'events'.")
+    if unknown := sorted(set(args.event) - set(profile.event_names)):
+        known = ", ".join(profile.event_names)
+        raise WmError(f"the profile '{profile.name}' has no event '{unknown[0]}', only: {known}.")
+    if not 0.05 <= args.every <= 60.0:
+        raise WmError("--every must lie between 0.05 and 60 seconds.")
+    console = Console()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WmError(f"cannot write to {args.out}: {error.strerror}.") from error
+    if (args.out / FILE).exists():
+        raise WmError(f"{args.out / FILE} exists already and is kept; choose another --out.")
+    with tempfile.TemporaryDirectory(prefix="wm_label-") as folder:
+        with bags_progress(console, "reading") as progress:
+            result = ingest(
+                args.bags,
+                profile,
+                Path(folder) / "dataset",
+                namespace=args.namespace,
+                progress=lambda done, total, report: progress(done, total, report.name),
+            )
+        dataset = Dataset.open(result.path)
+        begins = {report.name: report.first_frame_ns for report in result.reports}
+        told: set[tuple[str, str]] = set()
+        for episode in dataset.episodes:
+            bag = episode.name.rsplit("#", 1)[0]
+            known = dataset.events[episode.start : episode.start + episode.length] != NO_LABEL
+            told |= {
+                (bag, name)
+                for name, there in zip(profile.event_names, known.any(axis=0), strict=True)
+                if there
+            }
+            picture = args.out / f"{episode.name.replace('/', '_')}.png"
+            write_time_sheet(dataset, episode, begins[bag], args.every, picture)
+        rows = [
+            (report.name, name)
+            for report in result.reports
+            if report.skipped is None
+            for name in args.event or profile.event_names
+            if args.event or (report.name, name) not in told
+        ]
+    if not rows:
+        raise WmError("the bags tell all events of the profile; name some with --event.")
+    write_template(args.out / FILE, rows)
+    console.print(
+        f"{args.out}: pictures of {len(dataset.episodes)} episodes; fill in {args.out / FILE}, "
+        f"then 'wm ingest BAGS --labels {args.out / FILE} ...'",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
