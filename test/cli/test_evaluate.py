@@ -16,7 +16,7 @@ from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.task import EpisodeScore
 from wm_node.statistics import wilson95
-from wm_node.training.suite_evaluation import summarise
+from wm_node.training.suite_evaluation import planning_score, summarise
 
 KEYS = {
     "planner",
@@ -52,6 +52,17 @@ def test_still_never_succeeds_and_the_json_has_all_figures(tmp_path: Path) -> No
     assert set(figures["plan_ms"]) == {"p50", "p99"}
     assert [episode["seed"] for episode in figures["episode_list"]] == evaluation_seeds(0, 3)
     assert not any(episode["success"] for episode in figures["episode_list"])
+
+
+def test_a_checkpoint_is_scored_on_the_levels_that_are_asked_for() -> None:
+    levels = ("basic", "clutter")
+    figures = planning_score(3, 1, "openvino", levels)(resource(BUNDLE))
+    assert set(figures) == {"success", "falls", "violations", "final_distance_cm"}
+    assert figures["success"] in (0.0, 0.5, 1.0)  # of one episode a level
+    with pytest.raises(WmError, match="1 planning episodes do not suffice for 2 levels"):
+        planning_score(1, 1, "openvino", levels)
+    with pytest.raises(WmError, match="there is no level 'hell'"):
+        planning_score(3, 1, "openvino", ("basic", "hell"))
 
 
 @pytest.mark.parametrize(("goal", "shipped"), [("state", BUNDLE), ("image", LABEL_FREE_BUNDLE)])

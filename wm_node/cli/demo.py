@@ -25,6 +25,7 @@ from wm_node.cli.processes import (
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
+from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import BASIC, resource, shipped_bundle
 from wm_node.sim.seeds import evaluation_seeds
 
@@ -146,7 +147,7 @@ def _commands(
     args: argparse.Namespace, bundle: Bundle, first_seed: int, out: Path
 ) -> dict[str, list[str]]:
     robot = log_folder(out) / "robot.yaml"
-    write_profile(robot, bundle.profile)
+    write_profile(robot, _with_space(bundle.profile))
     simulator = ros_arguments({"robot": str(robot), "seed": first_seed, "level": args.level})
     gate = ros_arguments({"robot": str(robot)}, str(resource("config/safety_gate.yaml")))
     return {
@@ -154,6 +155,16 @@ def _commands(
         "safety_gate": node_command("safety_gate", gate),
         **observers(robot, bundle, args.backend, out),
     }
+
+
+def _with_space(profile: RobotProfile) -> RobotProfile:
+    """Add where the robot may be, which is the gate's to know: no bundle depends on it."""
+    try:
+        space = load_profile(profile.name).safety.space
+    except WmError:  # a simulated robot of one's own, which does not ship
+        return profile
+    safety = profile.safety.model_copy(update={"space": space})
+    return profile.model_copy(update={"safety": safety})
 
 
 def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]:

@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="episodes in the simulator that choose the checkpoint (simulated robots only)",
     )
     parser.add_argument(
+        "--planning-levels",
+        default="basic",
+        help="levels of the task suite that these episodes are spread over, such as "
+        "basic,clutter,moving_hand",
+    )
+    parser.add_argument(
         "--work", type=Path, default=None, help="folder of checkpoints and logs [OUT.training]"
     )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run")
@@ -71,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     if dataset.profile.simulated and args.planning_episodes > 0:
         from wm_node.training.suite_evaluation import planning_score
 
-        score = planning_score(args.planning_episodes, threads, "openvino")
+        levels = args.planning_levels.split(",")
+        score = planning_score(args.planning_episodes, threads, "openvino", levels)
     settings = RunSettings(
         work,
         args.seed,

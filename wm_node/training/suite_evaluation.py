@@ -157,18 +157,45 @@ def evaluate_suite(
 
 
 def planning_score(
-    episodes: int, workers: int, backend: str, goal: str = "state"
+    episodes: int, workers: int, backend: str, levels: Sequence[str] = ("basic",)
 ) -> Callable[[Path], dict[str, float]]:
-    """Return the function that scores a checkpoint during training, on validation seeds."""
+    """Return the function that scores a checkpoint during training, on validation seeds.
+
+    Args:
+        episodes: in all, spread evenly over the levels.
+        workers: processes.
+        backend: of the engine.
+        levels: of the suite.
+
+    Raises:
+        WmError: an unknown level, or fewer episodes than levels.
+    """
+    for level in levels:
+        find_level(level)
+    share = episodes // len(levels)
+    if share < 1:
+        raise WmError(f"{episodes} planning episodes do not suffice for {len(levels)} levels.")
 
     def score(bundle: Path) -> dict[str, float]:
-        figures = evaluate_suite(
-            "mpc", goal, bundle, backend, episodes, first_seed=VALIDATION_SEED, workers=workers
-        )
+        rows = [
+            evaluate_suite(
+                "mpc",
+                "state",
+                bundle,
+                backend,
+                share,
+                first_seed=VALIDATION_SEED,
+                workers=workers,
+                level=level,
+            )
+            for level in levels
+        ]
+        count = share * len(levels)
         return {
-            "success": figures["success"],
-            "falls": figures["falls"] / episodes,
-            "final_distance_cm": figures["final_distance_cm"],
+            "success": sum(row["successes"] for row in rows) / count,
+            "falls": sum(row["falls"] for row in rows) / count,
+            "violations": sum(row["violations"] for row in rows) / count,
+            "final_distance_cm": float(np.mean([row["final_distance_cm"] for row in rows])),
         }
 
     return score
