@@ -101,19 +101,19 @@ def test_a_level_is_named_and_failures_are_pictured(
     assert names == [f"clutter_still_1000000{number}_out_of_time.png" for number in range(2)]
 
 
-def test_several_planners_give_one_table(
+def test_several_planners_and_levels_give_one_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "f.json"
-    words = ["--level", "edge", "--planner", "still,scripted", "--episodes", "2"]
+    words = ["--level", "edge,clutter", "--planner", "still,scripted", "--episodes", "2"]
     assert evaluate(*words, "--workers", "1", "--json", str(file)) == 0
     said = capsys.readouterr().out
-    assert "level edge" in said
-    assert "still" in said
-    assert "scripted" in said
+    for word in ("edge", "clutter", "still", "scripted"):
+        assert said.count(word) == 2
     figures = json.loads(file.read_text())
-    assert figures["level"] == "edge"
-    assert [row["planner"] for row in figures["planners"]] == ["still", "scripted"]
+    assert figures["level"] == "edge,clutter"
+    rows = [(row["level"], row["planner"]) for row in figures["planners"]]
+    assert rows == [(a, b) for a in ("edge", "clutter") for b in ("still", "scripted")]
     assert all(set(row) >= KEYS for row in figures["planners"])
 
 

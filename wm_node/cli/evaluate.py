@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from wm_node.cli.alarms import add_alarm_arguments, run_alarms
 from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
+from wm_node.cli.progress import table_console
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import BUNDLE, resource, shipped_bundle
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.epilog = (
         "Examples: wm evaluate --suite tabletop --goal image; "
-        "wm evaluate --suite tabletop --level clutter --planner still,random,scripted; "
+        "wm evaluate --suite tabletop --level edge,clutter --planner still,random,scripted; "
         "wm evaluate --bundle B --bags DIR."
     )
     parser.add_argument(
@@ -42,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="of the suite: basic, edge, clutter, moving_hand or shift",
+        help="of the suite: basic, edge, clutter, moving_hand or shift; several, separated by "
+        "commas, give one table",
     )
     parser.add_argument(
         "--pictures",
@@ -118,14 +121,15 @@ def run(args: argparse.Namespace) -> int:
 def _run_suite(args: argparse.Namespace) -> int:
     from wm_node.training.suite_evaluation import check_planners, evaluate_suite
 
-    planners = args.planner.split(",")
+    planners, levels = args.planner.split(","), args.level.split(",")
     settings = _settings(args)
-    check_planners(planners, args.level, args.goal, args.bundle, args.backend, settings)
+    for level in levels:
+        check_planners(planners, level, args.goal, args.bundle, args.backend, settings)
     console = Console(stderr=True)
     rows = []
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        for planner in planners:
-            task = progress.add_task(f"{planner}, level {args.level}", total=args.episodes)
+        for level, planner in product(levels, planners):
+            task = progress.add_task(f"{planner}, level {level}", total=args.episodes)
             figures = evaluate_suite(
                 planner,
                 args.goal,
@@ -136,14 +140,14 @@ def _run_suite(args: argparse.Namespace) -> int:
                 workers=args.workers,
                 settings=settings,
                 on_score=partial(_advance, progress, task),
-                level=args.level,
+                level=level,
                 pictures=args.pictures,
             )
             rows.append(figures)
     if len(rows) == 1:
         Console().print(_line(rows[0]), soft_wrap=True)
     else:
-        Console().print(_table(rows))
+        table_console().print(_table(rows))
     if args.json is not None:
         several = {"level": args.level, "seed": args.seed, "planners": rows}
         figures = rows[0] if len(rows) == 1 else several
@@ -174,15 +178,16 @@ def _line(figures: dict[str, Any]) -> str:
 def _table(rows: list[dict[str, Any]]) -> Table:
     first = rows[0]
     table = Table(
-        title=f"level {first['level']}, goal by {first['goal']}, seed {first['seed']}, "
-        f"{first['episodes']} episodes"
+        title=f"goal by {first['goal']}, seed {first['seed']}, {first['episodes']} episodes each"
     )
+    table.add_column("level")
     table.add_column("planner")
     for name in ("succeeded", "95 %", "violations", "falls", "zone", "ticks", "plan p50 ms"):
         table.add_column(name, justify="right")
     for figures in rows:
         low, high = figures["success_wilson95"]
         table.add_row(
+            figures["level"],
             figures["planner"],
             str(figures["successes"]),
             f"{100 * low:.1f} to {100 * high:.1f}",
