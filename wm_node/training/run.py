@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from wm_node.training.recipe import Recipe
 from wm_node.training.value_phase import value_phase
 
 PHASES = ("encoder", "dynamics", "value", "decoder", "done")
+DYNAMICS_SIZES = ("width", "layers", "heads", "transition_blocks", "transition_hidden")
+"""Sizes in which the recipe may differ from the bundle that a run starts from."""
 SNAPSHOTS = (0.7, 0.85, 1.0)
 """Shares of the dynamics phase after which a candidate checkpoint is kept."""
 
@@ -96,18 +98,30 @@ class _Run:
         self._windows: Windows | None = None
 
     def _start_from(self, bundle: Bundle) -> None:
-        """Take weights and normalisation of a bundle of the same robot and sizes."""
+        """Take weights and normalisation of a bundle of the same robot and encoder.
+
+        Where the recipe has other dynamics they start anew, and with them what reads their state;
+        encoder, value, proposal and decoder know the latents alone and go on.
+        """
         if Dims.of(bundle.profile) != self.net.dims:
             raise WmError(
                 f"the bundle {bundle.path} is of a robot with other sizes than this dataset; "
                 "train without --start-from."
             )
-        if ModelConfig.from_dict(bundle.manifest.get("model")) != self.recipe.model:
-            raise WmError(
-                f"the bundle {bundle.path} has another model size than the recipe; give the "
-                "recipe the sizes in its manifest."
-            )
-        self.net.load_state_dict(load_network(bundle).state_dict())
+        old, new = ModelConfig.from_dict(bundle.manifest.get("model")), self.recipe.model
+        taken = load_network(bundle).state_dict()
+        if old != new:
+            dynamics = {name: getattr(new, name) for name in DYNAMICS_SIZES}
+            if replace(old, **dynamics) != new:
+                raise WmError(
+                    f"the bundle {bundle.path} has another model size than the recipe; give the "
+                    "recipe the sizes in its manifest, but for those of the dynamics."
+                )
+            # A linear law of the joints and what it leaves over are no weights of the dynamics.
+            renewed = ("dynamics.", "heads.joints.", "heads.disagreement.")
+            taken = {k: v for k, v in taken.items() if not k.startswith(renewed)}
+            taken = {**self.net.state_dict(), **taken}
+        self.net.load_state_dict(taken)
 
     @property
     def windows(self) -> Windows:
