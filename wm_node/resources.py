@@ -16,10 +16,7 @@ _PACKAGE = "wm_node"
 BUNDLE = "bundles/tabletop"
 """The bundle that ships: labels of the simulator shaped its encoder and rollout."""
 LABEL_FREE_BUNDLE = "bundles/tabletop_label_free"
-"""Its sibling: encoder and rollout learnt from video, joints and actions alone, and on episodes of
-other levels of the task suite too."""
-BASIC = "basic"
-"""The level of the task suite that everything else adds to."""
+"""Its sibling: encoder and rollout learnt from video, joints and actions alone."""
 
 
 def _candidates() -> list[Path]:
@@ -46,7 +43,6 @@ def resource(relative: str) -> Path:
     raise WmError(f"'{relative}' is not part of this installation of wm_node (looked in {looked}).")
 
 
-def shipped_bundle(goal: str, level: str = BASIC) -> Path:
-    """Return the shipped bundle for goals by ``state`` or ``image`` on a level of the suite."""
-    by_numbers = goal == "state" and level == BASIC
-    return resource(BUNDLE if by_numbers else LABEL_FREE_BUNDLE)
+def shipped_bundle(goal: str) -> Path:
+    """Return the shipped bundle for goals by ``state`` or ``image``."""
+    return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)

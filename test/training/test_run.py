@@ -233,6 +233,15 @@ def test_training_goes_on_from_a_bundle(dataset: Dataset, tmp_path: Path) -> Non
     assert changed - {"correction_gain"} == {"decoder"}
     lineage = second.manifest["training"]["start_from"]
     assert lineage["bundle_sha256"] == first.sha256
+    # Other dynamics start anew, and what reads them; the rest goes on.
+    recurrent = replace(kept, model=replace(SMALL, transition_blocks=1), dynamics_steps=2)
+    settings = RunSettings(tmp_path / "wd", start_from=first)
+    third = train(dataset, tmp_path / "d", recurrent, settings, recorder(tmp_path / "ld"))
+    taken = load_network(third).state_dict()
+    assert any(name.startswith("dynamics.blocks") for name in taken)
+    for name in before:
+        if name.startswith(("encoder.", "heads.value.", "heads.proposal.", "joint_baseline.")):
+            assert torch.equal(before[name], taken[name]), name
     other = replace(kept, model=replace(SMALL, latent=32))
     with pytest.raises(WmError, match="another model size"):
         train(

@@ -26,7 +26,7 @@ from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.resources import BASIC, resource, shipped_bundle
+from wm_node.resources import resource, shipped_bundle
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle",
         type=Path,
-        help="bundle to run (default: one of the two that ship, by goal and level)",
+        help="bundle to run (default: one of the two that ship, by the kind of goal)",
     )
     parser.add_argument(
         "--goal",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--level",
-        default=BASIC,
+        default="basic",
         help="scene of the task suite: basic, edge, clutter, moving_hand or shift",
     )
     parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from wm_node.sim.levels import find_level
 
     find_level(args.level)
-    bundle = load_bundle(args.bundle or shipped_bundle(args.goal, args.level))
+    bundle = load_bundle(args.bundle or shipped_bundle(args.goal))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
         return run_bags(args)
     if args.bundle is None:
-        args.bundle = shipped_bundle(args.goal, args.level) if args.suite else resource(BUNDLE)
+        args.bundle = shipped_bundle(args.goal) if args.suite else resource(BUNDLE)
     if sum(map(bool, (args.suite, args.fidelity, args.alarms))) > 1:
         raise WmError("give one of --suite, --fidelity and --alarms.")
     if args.fidelity:
