@@ -28,6 +28,8 @@ KEYS = {
     "successes",
     "falls",
     "zone_entries",
+    "other_violations",
+    "level",
     "interventions",
     "plan_ms",
     "frame_to_command_ms",
@@ -87,11 +89,13 @@ def demo(tmp_path: Path, bundle: Bundle) -> Iterator[Callable[..., subprocess.Po
             process.wait()
 
 
+@pytest.mark.parametrize("level", ["basic", "moving_hand"])
 def test_one_episode_from_start_to_report(
-    demo: Callable[..., subprocess.Popen[str]], tmp_path: Path, bundle: Bundle
+    demo: Callable[..., subprocess.Popen[str]], tmp_path: Path, bundle: Bundle, level: str
 ) -> None:
     out = tmp_path / "out"
-    process = demo("--episodes", "1", "--seed", "3", "--json", str(tmp_path / "figures.json"))
+    words = ["--episodes", "1", "--seed", "3", "--level", level]
+    process = demo(*words, "--json", str(tmp_path / "figures.json"))
     said, errors = process.communicate(timeout=110)
     assert process.returncode == 0, errors
     assert _nodes_of(out) == {}
@@ -100,6 +104,7 @@ def test_one_episode_from_start_to_report(
     assert set(summary) >= KEYS
     assert summary == json.loads((tmp_path / "figures.json").read_text())
     assert summary["episodes"] == 1
+    assert summary["level"] == level
     assert summary["bundle_sha256"] == bundle.sha256
     assert summary["simulated"] is True
     (episode,) = summary["episode_list"]
@@ -109,7 +114,10 @@ def test_one_episode_from_start_to_report(
     assert summary["frames_published"] > 60
     assert summary["frames_received"] == summary["frames_published"]
     # An untrained model succeeds by luck only; whatever the outcome, it is one of these.
-    assert episode["outcome"] in ("success", "not reached", "fell", "zone entered")
+    outcomes = {"success", "not reached", "fell", "zone entered"}
+    touched = {"arm touched the hand", "mug hit the hand"}
+    assert episode["outcome"] in (outcomes | touched if level == "moving_hand" else outcomes)
+    assert summary["other_violations"] == (episode["outcome"] in touched)
     log = read_run(out / "bag", bundle.profile)
     assert log.frames["front"].size > 60
     assert {"mug_x", "mug_y", "tip_x", "tip_y"} <= set(log.labels)
