@@ -23,7 +23,7 @@ import pytest
 import torch
 from onnx import helper
 
-from wm_node.bundle import Bundle, GraphSpec, load_bundle
+from wm_node.bundle import Bundle, GraphSpec, file_sha256, load_bundle
 from wm_node.cli.main import main
 from wm_node.engine import cuda_device, tensorrt_adapter, tensorrt_build
 from wm_node.engine.cuda_device import CudaDevice, current_device
@@ -104,7 +104,7 @@ def test_a_robot_without_labels_under_position_control(
     save_weights(net, tmp_path / "weights.safetensors")
     entry = export_graph(net, "rollout", graphs_of(net, profile, {})["rollout"], tmp_path)
     spec = GraphSpec(entry["file"], tuple(entry["inputs"]), tuple(entry["outputs"]), True)
-    humanoid = replace(bundle, path=tmp_path, graphs={"rollout": spec})
+    humanoid = replace(_of_files(bundle, tmp_path), graphs={"rollout": spec})
     assert build_engine(trt, humanoid, "rollout", replace(SM86, precision="fp16"))
 
 
@@ -184,14 +184,33 @@ def test_the_classic_edition_keys_by_device_and_cuda(bundle: Bundle) -> None:
     assert engine_key(classic, bundle, "search", larger, orin) != key
 
 
+def _of_files(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle as if it had been written with the files of a folder."""
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in folder.iterdir()
+    }
+    return replace(bundle, path=folder, manifest={**bundle.manifest, "files": files})
+
+
 def _changed(bundle: Bundle, folder: Path, graph: str, change: Any) -> Bundle:
-    """Copy a bundle's files with one graph changed; unchecked, as a foreign bundle would be."""
+    """Copy a bundle with one graph changed, as somebody else might have written it."""
     shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
     file = folder / bundle.graphs[graph].file
     model = onnx.load(str(file), load_external_data=False)
     change(model.graph)
     onnx.save(model, str(file))
-    return replace(bundle, path=folder)
+    return _of_files(bundle, folder)
+
+
+def test_a_file_that_has_changed_since_it_was_checked_is_refused(
+    trt: TensorRt, bundle: Bundle, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle.path, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "read.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(WmError, match=r"is damaged: read\.onnx has"):
+        build_engine(trt, replace(bundle, path=tmp_path), "read", SM86)
 
 
 def test_an_unknown_operation_is_named(trt: TensorRt, bundle: Bundle, tmp_path: Path) -> None:
