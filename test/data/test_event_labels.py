@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,9 @@ def test_pictures_out_labels_in(
     bags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["label", str(bags), "--robot", "tabletop_hazards", "--out", str(tmp_path / "sheets")]
-    assert wm(words) == 0
+    assert wm([*words, "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert (figures["episodes"], figures["to_label"]) == (2, 2)
     assert len(list((tmp_path / "sheets").glob("*.png"))) == 2
     file = tmp_path / "sheets" / "labels.csv"
     template = file.read_text()

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from wm_node.cli.progress import bags_progress
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.profile import load_profile
 
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--namespace", default="", help="where the profile's topics lie in the bags"
     )
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WmError(f"cannot write to {args.out}: {error.strerror}.") from error
-    if (args.out / FILE).exists():
-        raise WmError(f"{args.out / FILE} exists already and is kept; choose another --out.")
+    file = args.out / FILE
+    if file.exists():
+        raise WmError(f"{file} exists already and is kept; choose another --out.")
     with tempfile.TemporaryDirectory(prefix="wm_label-") as folder:
         with bags_progress(console, "reading") as progress:
             result = ingest(
@@ -97,11 +100,14 @@ def run(args: argparse.Namespace) -> int:
         ]
     if not rows:
         raise WmError("the bags tell all events of the profile; name some with --event.")
-    write_template(args.out / FILE, rows)
+    write_template(file, rows)
     console.print(
-        f"{args.out}: pictures of {len(dataset.episodes)} episodes; fill in {args.out / FILE}, "
-        f"then 'wm ingest BAGS --labels {args.out / FILE} ...'",
+        f"{args.out}: pictures of {len(dataset.episodes)} episodes; fill in {file}, "
+        f"then 'wm ingest BAGS --labels {file} ...'",
         soft_wrap=True,
         highlight=False,
     )
+    if args.json is not None:
+        figures = {"episodes": len(dataset.episodes), "to_label": len(rows), "labels": str(file)}
+        write_json(args.json, figures)
     return 0
