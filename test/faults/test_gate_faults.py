@@ -133,11 +133,10 @@ def test_a_second_publisher_on_the_command_topic_is_a_fault(upstream: Any, measu
     upstream.wait(lambda: upstream.statuses[-1] == "PASS OK", "the gate did not go on")
 
 
-def test_two_planners_at_once_are_a_fault(upstream: Any, measure: Note) -> None:
+def test_two_planners_at_once_are_a_fault(upstream: Any) -> None:
     upstream.moving()
     upstream.start("second", str(Path(__file__).with_name("upstream.py")), "tabletop")
     upstream.braking_onset()
-    measure("standstill_ms", 1e3 * (upstream.standstill() - upstream.braking_onset()))
     upstream.wait_for_reason("SECOND_PLANNER")
     answer = upstream.trigger("safety_gate/reset")
     assert not answer.success
@@ -309,9 +308,7 @@ def test_a_jump_of_the_ros_clock_stops_the_robot(robot: Any) -> None:
     robot.start_upstream()
     robot.moving()
     jump_ns = 3_000_000_000
-    # The gate stamps by the clock that jumped, so its onset is not compared with the machine's.
     robot.braking_onset()
-    robot.standstill()
     robot.wait_for_reason("CLOCK_JUMP")
     assert robot.latched()
     robot.node.destroy_timer(timer)
