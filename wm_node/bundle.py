@@ -101,6 +101,11 @@ class Bundle:
         _check_file(self.path, name, self.manifest["files"].get(name))
         return self.path / name
 
+    def checked_graph(self, graph: str) -> Path:
+        """Return the path of a graph, checked as its weights are; see :meth:`checked_file`."""
+        self.checked_file(WEIGHTS)
+        return self.checked_file(self.graphs[graph].file)
+
 
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal sha256 of a file, read in pieces."""

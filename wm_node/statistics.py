@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def wilson95(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a success rate, as shares; (0, 1) without trials."""
@@ -17,3 +20,12 @@ def wilson95(successes: int, count: int) -> tuple[float, float]:
         * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     )
     return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def quantiles(values: NDArray[np.floating]) -> dict[str, float]:
+    """Return ``p50``, ``p99`` and ``max`` of values (N,): what a limit is chosen by."""
+    return {
+        "p50": round(float(np.percentile(values, 50)), 4),
+        "p99": round(float(np.percentile(values, 99)), 4),
+        "max": round(float(values.max()), 4),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,9 @@ from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import load_profile
 from wm_node.resources import BUNDLE, resource
+
+if TYPE_CHECKING:
+    from wm_node.data.overlay import RobotOverlay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_doubt(args: argparse.Namespace) -> int:
     from wm_node.bundle import load_bundle
-    from wm_node.data.overlay import RobotOverlay, write_overlay
+    from wm_node.data.overlay import RobotOverlay
     from wm_node.training.doubt import calibrate_doubt, stretches_of_bags
 
     if not 0.0 < args.false_alarms < 1e6:
@@ -128,17 +131,13 @@ def _run_doubt(args: argparse.Namespace) -> int:
         usual = found.measured[name]
         table.add_row(name, f"{limit:.2f}", *(f"{usual[key]:.2f}" for key in ("p50", "p99", "max")))
     console.print(table)
-    if args.out is not None:
-        write_overlay(args.out, profile.name, RobotOverlay(doubt=found))
-        console.print(f"written to {args.out}", highlight=False, soft_wrap=True)
-    if args.json is not None:
-        write_json(args.json, found.model_dump(mode="json"))
+    _write(args, console, profile.name, RobotOverlay(doubt=found), found.model_dump(mode="json"))
     return 0
 
 
 def _run_risk(args: argparse.Namespace) -> int:
     from wm_node.bundle import load_bundle
-    from wm_node.data.overlay import RiskCalibration, RobotOverlay, write_overlay
+    from wm_node.data.overlay import RiskCalibration, RobotOverlay
     from wm_node.safety.conformal import CONFIDENCE
     from wm_node.training.alarm_figures import conformal_thresholds, thresholds_of
 
@@ -205,18 +204,19 @@ def _run_risk(args: argparse.Namespace) -> int:
         confidence=CONFIDENCE,
         measured={"source": source, "episodes": len(records), "events": chosen},
     )
-    if args.out is not None:
-        write_overlay(args.out, profile.name, RobotOverlay(risk=calibration))
-        console.print(f"written to {args.out}", highlight=False, soft_wrap=True)
-    if args.json is not None:
-        write_json(args.json, calibration.model_dump(mode="json"))
+    _write(
+        args,
+        console,
+        profile.name,
+        RobotOverlay(risk=calibration),
+        calibration.model_dump(mode="json"),
+    )
     return 0
 
 
 def _run_delay(args: argparse.Namespace) -> int:
     # Imported here: --help must not need the bag and array libraries.
     from wm_node.data.calibration import calibrate_delays
-    from wm_node.data.overlay import write_overlay
 
     if not 0.1 <= args.max_delay <= 2.0:
         raise WmError("--max-delay must lie between 0.1 and 2 seconds.")
@@ -227,12 +227,23 @@ def _run_delay(args: argparse.Namespace) -> int:
     with bags_progress(console, "reading") as progress:
         result = calibrate_delays(args.delay, profile, args.namespace, args.max_delay, progress)
     _print(console, result, profile.joints.rate_hz)
+    _write(
+        args, console, profile.name, result.overlay(_bundle_hash(args.bundle)), result.document()
+    )
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, console: Console, robot: str, entry: RobotOverlay, document: Any
+) -> None:
+    """Write the robot's entry of the overlay and the figures, where asked."""
+    from wm_node.data.overlay import write_overlay
+
     if args.out is not None:
-        write_overlay(args.out, profile.name, result.overlay(_bundle_hash(args.bundle)))
+        write_overlay(args.out, robot, entry)
         console.print(f"written to {args.out}", highlight=False, soft_wrap=True)
     if args.json is not None:
-        write_json(args.json, result.document())
-    return 0
+        write_json(args.json, document)
 
 
 def _bundle_hash(path: Path | None) -> str | None:

@@ -19,8 +19,8 @@ from wm_node.profile import load_profile
 SHOWN_SKIPPED = 20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+def add_bags(parser: argparse.ArgumentParser) -> None:
+    """Declare which bags are read, and of which robot."""
     parser.add_argument(
         "bags",
         metavar="BAGS",
@@ -29,10 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rosbag2 directories, .mcap or .db3 files, or folders that hold them",
     )
     parser.add_argument("--robot", required=True, help="profile: a path or a shipped name")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
     parser.add_argument(
         "--namespace", default="", help="where the profile's topics lie in the bags"
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_bags(parser)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
     parser.add_argument(
         "--overlay", type=Path, default=None, help="overlay written by 'wm calibrate --delay'"
     )

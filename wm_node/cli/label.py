@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from wm_node.cli.ingest import add_bags
 from wm_node.cli.progress import bags_progress
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
@@ -21,14 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "show, nothing where nothing happened; leave the '?' of what you did not look at. Then: "
         "wm ingest BAGS --labels OUT/labels.csv ..."
     )
-    parser.add_argument(
-        "bags",
-        metavar="BAGS",
-        nargs="+",
-        type=Path,
-        help="rosbag2 directories, .mcap or .db3 files, or folders that hold them",
-    )
-    parser.add_argument("--robot", required=True, help="profile: a path or a shipped name")
+    add_bags(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of pictures and labels")
     parser.add_argument(
         "--event",
@@ -38,9 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the profile; may be repeated (default: those that the bags do not tell)",
     )
     parser.add_argument("--every", type=float, default=0.5, help="seconds between pictures")
-    parser.add_argument(
-        "--namespace", default="", help="where the profile's topics lie in the bags"
-    )
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
@@ -48,9 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Write a sheet of pictures for each episode, and the file of labels to fill in."""
     # Imported here: --help must not need the bag and array libraries.
     from wm_node.data.contact_sheet import write_time_sheet
-    from wm_node.data.dataset import Dataset
     from wm_node.data.event_labels import FILE, write_template
-    from wm_node.data.ingest import ingest
+    from wm_node.data.ingest import temporary_dataset
     from wm_node.data.resample import NO_LABEL
 
     profile = load_profile(args.robot)
@@ -69,16 +58,15 @@ def run(args: argparse.Namespace) -> int:
     file = args.out / FILE
     if file.exists():
         raise WmError(f"{file} exists already and is kept; choose another --out.")
-    with tempfile.TemporaryDirectory(prefix="wm_label-") as folder:
-        with bags_progress(console, "reading") as progress:
-            result = ingest(
-                args.bags,
-                profile,
-                Path(folder) / "dataset",
-                namespace=args.namespace,
-                progress=lambda done, total, report: progress(done, total, report.name),
-            )
-        dataset = Dataset.open(result.path)
+    with (
+        bags_progress(console, "reading") as progress,
+        temporary_dataset(
+            args.bags,
+            profile,
+            args.namespace,
+            progress=lambda done, total, report: progress(done, total, report.name),
+        ) as (dataset, result),
+    ):
         begins = {report.name: report.first_frame_ns for report in result.reports}
         told: set[tuple[str, str]] = set()
         for episode in dataset.episodes:

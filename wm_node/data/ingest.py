@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -118,6 +119,21 @@ def ingest(
                 "another --out."
             ) from error
     return IngestResult(out, summary, tuple(reports))
+
+
+@contextmanager
+def temporary_dataset(
+    bags: Sequence[str | Path],
+    profile: RobotProfile,
+    namespace: str = "",
+    labels: EventLabels | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Dataset, IngestResult]]:
+    """Ingest bags to look at them once; the dataset is gone afterwards. As :func:`ingest`."""
+    with tempfile.TemporaryDirectory(prefix="wm_dataset-") as folder:
+        out = Path(folder) / "dataset"
+        result = ingest(bags, profile, out, namespace=namespace, labels=labels, progress=progress)
+        yield Dataset.open(result.path), result
 
 
 def _base(path: Path, profile: RobotProfile, sources: Sequence[BagSource]) -> Dataset:

@@ -16,7 +16,7 @@ import openvino as ov
 import openvino.opset13 as ops
 from numpy.typing import NDArray
 
-from wm_node.bundle import WEIGHTS, Bundle
+from wm_node.bundle import Bundle
 from wm_node.engine.protocol import Arrays
 
 Key = tuple[str, tuple[tuple[int, ...], ...]]
@@ -92,8 +92,7 @@ class OpenVinoEngine:
         spec = self._bundle.graphs[graph]
         key = (graph, tuple(inputs[name].shape for name in spec.inputs))
         if key not in self._requests:
-            self._bundle.checked_file(WEIGHTS)  # which the graphs read too
-            model = self._core.read_model(self._bundle.checked_file(spec.file))
+            model = self._core.read_model(self._bundle.checked_graph(graph))
             model.reshape({name: list(inputs[name].shape) for name in spec.inputs})
             options = self._options
             if spec.full_precision:

@@ -160,8 +160,7 @@ def build_engine(
             "elsewhere and copy the cache."
         ) from error
 
-    bundle.checked_file(WEIGHTS)  # which the graphs read too
-    path = bundle.checked_file(bundle.graphs[graph].file)
+    path = bundle.checked_graph(graph)
     bridge = log_bridge(trt.module)
     bridge.begin()
     model = read_network(path, settings.precision_of(bundle, graph))

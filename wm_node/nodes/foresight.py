@@ -24,7 +24,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.imagination import Imagination
 from wm_node.nodes.inference import InferenceWorker, Samples
 from wm_node.planning.context import NotReady, ObservationBuffer
-from wm_node.planning.world_model import Context, Goal, Outcomes, WorldModel
+from wm_node.planning.world_model import Context, Goal, Outcomes, WorldModel, continued
 from wm_node.profile import Camera, RobotProfile
 from wm_node.safety.drift import DriftMonitor
 
@@ -301,9 +301,7 @@ class Foresight:
         if isinstance(past, NotReady):
             return float("nan")
         applied = context.actions[-1]  # (ticks, A): acted in the step that ends now
-        rest = self.profile.model.horizon_ticks - len(applied)
-        # The model is causal: what stands after the first step does not reach it.
-        actions = np.concatenate([applied, np.repeat(applied[-1:], rest, 0)])
+        actions = continued(applied, self.profile.model.horizon_ticks)
         predicted = self.model.rollout(past, actions[None]).latents[0, 0]
         return self.model.surprise(predicted, latent, 1)
 

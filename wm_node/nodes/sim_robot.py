@@ -157,8 +157,11 @@ class SimRobot(ManagedNode):
         self._joint_publisher = publisher(JointState, profile.joints.topic)
         self._mug_publisher = publisher(PoseStamped, "sim_robot/mug_pose")
         self._tip_publisher = publisher(PointStamped, "sim_robot/tip")
-        known = {event.name: event.topic for event in profile.events if event.name in EVENTS}
-        self._event_publishers = {name: publisher(Bool, topic) for name, topic in known.items()}
+        self._event_publishers = {
+            event.name: publisher(Bool, event.topic)
+            for event in profile.events
+            if event.name in EVENTS
+        }
         self._violation_publisher = publisher(String, "sim_robot/violation")
         self._goal_publisher = publisher(PointStamped, "sim_robot/goal", LATCHED_QOS)
         self._goal_image_publisher = publisher(Image, "goal_image", LATCHED_QOS)

@@ -37,7 +37,7 @@ from sensor_msgs.msg import Image, JointState, PointCloud2
 from std_srvs.srv import Trigger
 
 from wm_node.bundle import load_bundle
-from wm_node.data.overlay import DoubtCalibration, entry_of, load_overlay, with_overlay
+from wm_node.data.overlay import DoubtCalibration, apply_overlay, entry_of, load_overlay
 from wm_node.engine import BACKENDS, load_engine
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
@@ -167,7 +167,11 @@ class WorldModelNode(ManagedNode):
         bundle = load_bundle(path)
         profile = load_profile(robot) if robot else bundle.profile
         check_match(bundle.profile, profile)
-        profile = with_overlay(profile, overlay, bundle.sha256)
+        doubt = None
+        if overlay:
+            measured = load_overlay(overlay)
+            profile = apply_overlay(profile, measured, bundle.sha256)
+            doubt = entry_of(measured, profile.name).doubt
         bundle = dataclasses.replace(bundle, profile=profile)
         cv2.setNumThreads(threads)
         self._forget_counts()
@@ -175,7 +179,6 @@ class WorldModelNode(ManagedNode):
         model = WorldModel(bundle, load_engine(bundle, backend, threads))
         outbox = Outbox(self)
         self._parts.append(outbox.close)
-        doubt = entry_of(load_overlay(overlay), profile.name).doubt if overlay else None
         drift = None if doubt is None else _drift_monitor(doubt, profile)
         foresight = Foresight(bundle, model, self._listeners(outbox), drift)
         foresight.worker.start()
@@ -429,11 +432,12 @@ class WorldModelNode(ManagedNode):
         if self.foresight is None:
             return
         self.poll()
-        level, text = self._health(self.foresight.profile)
+        level, text = self._health(self.foresight)
         self._diagnostics.report(level, text, self._figures(self.foresight))
         self._fault = "" if self.joints_fault is Reason.OK else self._fault
 
-    def _health(self, profile: RobotProfile) -> tuple[bytes, str]:
+    def _health(self, foresight: Foresight) -> tuple[bytes, str]:
+        profile, drift = foresight.profile, foresight.drift
         if not self.is_active:
             return OK, "inactive"
         if self._fault:
@@ -454,7 +458,6 @@ class WorldModelNode(ManagedNode):
             return WARN, f"{Reason.FRAMES_STALE.name}: {Reason.FRAMES_STALE.meaning}"
         if (now_ns - self.last_joints_ns) * 1e-9 > profile.safety.max_joint_age_s:
             return WARN, f"{Reason.JOINTS_STALE.name}: {Reason.JOINTS_STALE.meaning}"
-        drift = None if self.foresight is None else self.foresight.drift
         if drift is not None and drift.drifted:
             return WARN, DRIFTED
         return OK, "watching"

@@ -72,6 +72,14 @@ class Outcomes:
         )
 
 
+def continued(actions: Floats, ticks: int) -> Floats:
+    """Return actions (T, A) as a whole horizon (ticks, A), the last one repeated.
+
+    The model is causal: what is repeated does not reach the steps before it.
+    """
+    return np.concatenate([actions, np.repeat(actions[-1:], ticks - len(actions), 0)])
+
+
 @dataclass(frozen=True)
 class CompiledSearch:
     """A search that the engine runs as one call."""

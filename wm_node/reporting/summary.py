@@ -18,6 +18,7 @@ from wm_node import __version__
 from wm_node.bundle import Bundle
 from wm_node.reporting.run_log import NS, RunLog, Series
 from wm_node.safety.reasons import ORDINARY
+from wm_node.statistics import quantiles
 
 # What the planner limits, and the channel of its verdict that has it as a share of the limit.
 LIMITED = {"surprise": "surprise_now", "uncertainty": "uncertainty"}
@@ -138,14 +139,7 @@ def shares_of_limits(log: RunLog) -> dict[str, Series]:
 
 def share_figures(shares: dict[str, Series]) -> dict[str, dict[str, float]]:
     """Return p50, p99 and maximum of each share: what a limit is chosen by."""
-    return {
-        name: {
-            "p50": round(float(np.percentile(series.values, 50)), 4),
-            "p99": round(float(np.percentile(series.values, 99)), 4),
-            "max": round(float(series.values.max()), 4),
-        }
-        for name, series in shares.items()
-    }
+    return {name: quantiles(series.values) for name, series in shares.items()}
 
 
 def machine() -> str:

@@ -63,10 +63,6 @@ class Mover(Protocol):
         """Return the distance (...) in m, negative inside, of points from its outline."""
 
 
-def _never_hit(qpos: Floats, qvel: Floats, time_s: float) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Setup:
     """One episode of a level, as ``arrange`` drew it."""
@@ -80,9 +76,10 @@ class Setup:
     """Generalised positions of the bodies that the level adds."""
     mover: Mover | None = None
     rules: tuple[Rule, ...] = ()
-    hit: Callable[[Floats, Floats, float], bool] = _never_hit
+    hit: Callable[[Floats, Floats, float], bool] | None = None
     """Whether what is to be left alone is hit just now: generalised positions (nq,) and velocities
-    (nv,), and the time in s. What a bumper would tell of it: the event ``hit``."""
+    (nv,), and the time in s. What a bumper would tell of it: the event ``hit``.
+    None: it is hit where a rule is broken."""
     obstacles: tuple[Disc, ...] = ()
     """For references that act on the true state."""
 

@@ -6,7 +6,6 @@ keeps clear of the mug and the tip as they stand at the start: whoever does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import mujoco
@@ -150,7 +149,7 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
     for _ in range(10_000):
         reach = _draw_reach(rng)
         if _is_clear_of(start, reach):
-            return Setup(start, mover=reach, rules=_rules(reach), hit=_hit(reach))
+            return Setup(start, mover=reach, rules=_rules(reach))
     raise WmError("no reach keeps clear of the mug; this is a fault of the level's measures.")
 
 
@@ -167,15 +166,6 @@ def _rules(reach: Reach) -> tuple[Rule, ...]:
         return np.asarray(reach.mug_clearance(x, y, yaw, times_s) < 0.0)
 
     return Rule("arm touched the hand", arm), Rule("mug hit the hand", mug)
-
-
-def _hit(reach: Reach) -> Callable[[Floats, Floats, float], bool]:
-    rules = _rules(reach)
-
-    def hit(qpos: Floats, qvel: Floats, time_s: float) -> bool:
-        return any(bool(rule.broken(qpos, np.asarray(time_s))) for rule in rules)
-
-    return hit
 
 
 MOVING_HAND = Level("moving_hand", SceneParts(bodies=_bodies()), _arrange, hazards=True)

@@ -264,6 +264,8 @@ class TabletopSim:
 
     def hit(self) -> bool:
         """Whether something is hit just now that the level wants left alone."""
+        if self.setup.hit is None:
+            return bool(self.violation())
         return self.setup.hit(self.data.qpos, self.data.qvel, self.time_s)
 
     def events(self) -> dict[str, bool]:

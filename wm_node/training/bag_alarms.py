@@ -6,7 +6,6 @@ preventable until the robot's stopping time before it, and alarms are judged aga
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset, Episode
 from wm_node.data.event_labels import load_event_labels
-from wm_node.data.ingest import ingest
+from wm_node.data.ingest import temporary_dataset
 from wm_node.data.resample import NO_LABEL
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
@@ -56,15 +55,8 @@ def records_of_bags(
     model = WorldModel(bundle, load_engine(bundle, backend, 1))
     supervisor = Supervisor(model, config or SupervisionConfig(), latency_s)
     records = []
-    with tempfile.TemporaryDirectory(prefix="wm_calibrate-") as folder:
-        result = ingest(
-            list(bags),
-            bundle.profile,
-            Path(folder) / "dataset",
-            namespace=namespace,
-            labels=None if labels is None else load_event_labels(labels, bundle.profile),
-        )
-        dataset = Dataset.open(result.path)
+    seen = None if labels is None else load_event_labels(labels, bundle.profile)
+    with temporary_dataset(bags, bundle.profile, namespace, seen) as (dataset, _):
         if not (np.asarray(dataset.events) != NO_LABEL).any():
             names = ", ".join(event.topic for event in bundle.profile.events) or "no topic"
             raise WmError(f"no event is labelled in these bags: nothing came on {names}.")

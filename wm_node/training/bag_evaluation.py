@@ -9,7 +9,6 @@ that ignores its actions does not get worse by that.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.table import Table
 from wm_node.bundle import load_bundle
 from wm_node.data.bags import find_bags
 from wm_node.data.dataset import Dataset, Episode
-from wm_node.data.ingest import ingest
+from wm_node.data.ingest import temporary_dataset
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
@@ -126,11 +125,8 @@ def evaluate_bags(
     model = WorldModel(bundle, load_engine(bundle, backend, threads))
     ticks = profile.model.ticks_per_step
     stride = 2 * ticks if stride_s is None else max(1, round(stride_s / profile.model.tick_s))
-    with tempfile.TemporaryDirectory(prefix="wm_evaluate-") as folder:
-        result = ingest(
-            [bag.path for bag in left_out], profile, Path(folder) / "dataset", namespace=namespace
-        )
-        dataset = Dataset.open(result.path)
+    paths = [bag.path for bag in left_out]
+    with temporary_dataset(paths, profile, namespace) as (dataset, result):
         scores = score_dataset(model, floors, dataset, stride, advance)
         skipped = {r.name: r.skipped for r in result.reports if r.skipped is not None}
         names = [episode.name for episode in dataset.episodes]

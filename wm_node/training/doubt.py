@@ -7,7 +7,6 @@ lead further from what is known, so bags that the planner itself recorded calibr
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset, Episode
-from wm_node.data.ingest import ingest
+from wm_node.data.ingest import temporary_dataset
 from wm_node.data.overlay import DoubtCalibration
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
-from wm_node.planning.world_model import WorldModel
+from wm_node.planning.world_model import WorldModel, continued
 from wm_node.safety.conformal import CONFIDENCE, limit_threshold
+from wm_node.statistics import quantiles
 from wm_node.training.recorded import RecordedContexts
 
 STRETCH_S = 60.0  # a recording is cut into stretches of at most this
@@ -72,9 +72,7 @@ def stretches_of_bags(
     bundle = load_bundle(bundle_path)
     model = WorldModel(bundle, load_engine(bundle, backend, 1))
     stretches: list[Stretch] = []
-    with tempfile.TemporaryDirectory(prefix="wm_calibrate-") as folder:
-        result = ingest(list(bags), bundle.profile, Path(folder) / "dataset", namespace=namespace)
-        dataset = Dataset.open(result.path)
+    with temporary_dataset(bags, bundle.profile, namespace) as (dataset, _):
         for number, episode in enumerate(dataset.episodes):
             stretches += _cut(*_signals(model, dataset, episode), bundle.profile.model.tick_s)
             if advance is not None:
@@ -99,9 +97,7 @@ def _signals(model: WorldModel, dataset: Dataset, episode: Episode) -> tuple[Dou
             surprise.append(model.surprise(expected.pop(tick), context.latents[-1], 1))
         actions = np.asarray(dataset.actions[tick : min(tick + ahead, end)], np.float32)
         whole = len(actions) == ahead
-        # The model is causal: what stands after the first step does not reach it.
-        actions = np.concatenate([actions, np.repeat(actions[-1:], ahead - len(actions), 0)])
-        outcomes = model.rollout(context, actions[None])
+        outcomes = model.rollout(context, continued(actions, ahead)[None])
         if whole:
             uncertainty.append(float(outcomes.uncertainty[0].max()))
         expected[tick + span] = outcomes.latents[0, 0]
@@ -181,15 +177,7 @@ def calibrate_doubt(
             "hours": round(hours, 4),
             "stretches": len(stretches),
             "surprise_cycles": cycles,
-            "surprise": _quantiles(np.concatenate([s.surprise for s in stretches])),
-            "uncertainty": _quantiles(np.concatenate([s.uncertainty for s in stretches])),
+            "surprise": quantiles(np.concatenate([s.surprise for s in stretches])),
+            "uncertainty": quantiles(np.concatenate([s.uncertainty for s in stretches])),
         },
     )
-
-
-def _quantiles(values: Doubles) -> dict[str, float]:
-    return {
-        "p50": round(float(np.percentile(values, 50)), 4),
-        "p99": round(float(np.percentile(values, 99)), 4),
-        "max": round(float(values.max()), 4),
-    }

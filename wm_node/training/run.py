@@ -117,10 +117,9 @@ class _Run:
                     f"the bundle {bundle.path} has another model size than the recipe; give the "
                     "recipe the sizes in its manifest, but for those of the dynamics."
                 )
-            # A linear law of the joints and what it leaves over are no weights of the dynamics.
             renewed = ("dynamics.", "heads.joints.", "heads.disagreement.")
-            taken = {k: v for k, v in taken.items() if not k.startswith(renewed)}
-            taken = {**self.net.state_dict(), **taken}
+            kept = {k: v for k, v in taken.items() if not k.startswith(renewed)}
+            taken = {**self.net.state_dict(), **kept}
         self.net.load_state_dict(taken)
 
     @property
