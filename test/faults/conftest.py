@@ -23,6 +23,7 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from wm_node.cli.processes import node_environment, private_domain
+from wm_node.errors import WmError
 from wm_node.nodes import common
 from wm_node.nodes.lifecycle import Caller, bring_up
 from wm_node.profile import load_profile
@@ -157,7 +158,15 @@ class Bench:
     # observation
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
-        self.caller.spin_until(done, timeout_s, f"{what}; last status {self.statuses[-1:]}")
+        try:
+            self.caller.spin_until(done, timeout_s, f"{what}; statuses {self.statuses[-5:]}")
+        except WmError as error:
+            raise WmError("\n".join([str(error), *self._ends_of_logs()])) from error
+
+    def _ends_of_logs(self, lines: int = 8) -> Iterator[str]:
+        for log in sorted(self.folder.glob("*.log")):
+            yield f"--- the end of {log.name}:"
+            yield from log.read_text(errors="replace").splitlines()[-lines:]
 
     def spin(self, seconds: float) -> None:
         self.caller.spin_for(seconds)
