@@ -159,6 +159,10 @@ def test_a_level_plays_in_its_scene_and_tells_what_is_hit(tmp_path):
             window.frames["front"][0], resize_area(streams.frames[0], 64, 64)
         )
         assert (window.events[:, at] == 1).any() == streams.hit.any()
+        labels = dict(zip(profile.label_names, window.labels.T, strict=True))
+        place = streams.others["second_mug"][0]
+        assert (labels["second_mug_x"][0], labels["second_mug_y"][0]) == pytest.approx(place)
+        assert np.isnan(labels["hand_x"]).all()  # there is none
         hits += streams.hit.any()
     assert 0 < hits < 4
     assert json.loads((tmp_path / "f.json").read_text())["hits"] == hits

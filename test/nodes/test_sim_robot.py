@@ -297,6 +297,7 @@ def test_a_level_moves_its_hand_and_tells_what_is_hit(another, participant):
     hits: list[bool] = []
     violations: list[str] = []
     tips: list[tuple[float, float]] = []
+    hands: list[tuple[float, float]] = []
 
     def hear(kind: type, topic: str, note: Callable[[Any], None]) -> None:
         node.create_subscription(kind, f"/other/{topic}", note, RELIABLE_QOS)
@@ -305,6 +306,7 @@ def test_a_level_moves_its_hand_and_tells_what_is_hit(another, participant):
     hear(Bool, "events/hit", lambda m: hits.append(m.data))
     hear(String, "sim_robot/violation", lambda m: violations.append(m.data))
     hear(PointStamped, "sim_robot/tip", lambda m: tips.append((m.point.x, m.point.y)))
+    hear(PointStamped, "sim_robot/hand", lambda m: hands.append((m.point.x, m.point.y)))
     publisher = node.create_publisher(TwistStamped, "/other/command", COMMAND_QOS)
     # What the suite's scene of this seed does: its hand, and where it reaches to.
     sim = TabletopSim(render=False, level=find_level("moving_hand"))
@@ -328,6 +330,7 @@ def test_a_level_moves_its_hand_and_tells_what_is_hit(another, participant):
 
     participant.wait(touched, "the tip went to the hand, and nothing was hit", timeout_s=6.0)
     assert any(text.endswith("hand") for text in violations)
+    assert min(math.dist(hand, deep) for hand in hands) < 0.05
     first, last = (np.frombuffer(bytes(frame.data), np.uint8) for frame in (frames[0], frames[-1]))
     assert (np.abs(first.astype(int) - last) > 40).mean() > 0.01  # an arm more is in the picture
     assert another.end() == 0

@@ -278,6 +278,26 @@ def test_the_hand_comes_goes_and_keeps_its_outline(sims):
             assert reach.clearance(x, y, np.asarray(sim.time_s)) < 0.0
 
 
+def test_levels_tell_where_what_they_add_stands(sims):
+    clutter = sims["clutter"]
+    clutter.reset(5)
+    assert set(clutter.others()) == {"second_mug", "block"}
+    assert clutter.others()["block"] == tuple(clutter.model.body("block").pos[:2])
+    clutter.restore(moved_to(clutter, (0.0, 0.0), (0.2, 0.2), second_mug=standing(0.1, -0.1, 0.0)))
+    assert clutter.others()["second_mug"] == pytest.approx((0.1, -0.1))
+    hand, told = sims["moving_hand"], []
+    hand.reset(5)
+    assert hand.others() == {}  # not there yet
+    for _ in range(60):
+        hand.advance(0.1)
+        told.append("hand" in hand.others())
+        if told[-1]:
+            assert hand.others()["hand"] == pytest.approx(hand.mover_pose()[:2])
+    assert any(told)
+    assert not told[-1]  # gone again
+    assert sims["basic"].others() == {}
+
+
 def test_shift_leaves_the_training_range(sims):
     sim = sims["shift"]
     mug, square = sim.model.body("mug").id, sim.model.geom("shift_square").id

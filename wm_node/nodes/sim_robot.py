@@ -45,6 +45,7 @@ from wm_node.nodes.common import (
 from wm_node.nodes.frame_thread import FrameThread, Picture
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.events import EVENTS
+from wm_node.sim.level import OTHERS
 from wm_node.sim.levels import find_level
 from wm_node.sim.scene import TIP_HEIGHT
 from wm_node.sim.tabletop import COMMAND_TIMEOUT_S, DRIVER_STEP_S, JOINT_NAMES, TabletopSim
@@ -157,6 +158,9 @@ class SimRobot(ManagedNode):
         self._joint_publisher = publisher(JointState, profile.joints.topic)
         self._mug_publisher = publisher(PoseStamped, "sim_robot/mug_pose")
         self._tip_publisher = publisher(PointStamped, "sim_robot/tip")
+        self._other_publishers = {
+            name: publisher(PointStamped, f"sim_robot/{name}") for name in OTHERS
+        }
         self._event_publishers = {
             event.name: publisher(Bool, event.topic)
             for event in profile.events
@@ -229,11 +233,7 @@ class SimRobot(ManagedNode):
             self._publish_goal()
 
     def _publish_goal(self) -> None:
-        message = PointStamped()
-        self._stamp(message.header, self._stamp_ns())
-        message.header.frame_id = "table"
-        message.point.x, message.point.y = self._task.goal
-        self._goal_publisher.publish(message)
+        self._publish_point(self._goal_publisher, self._stamp_ns(), (*self._task.goal, 0.0))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._next_episode()
@@ -361,12 +361,19 @@ class SimRobot(ManagedNode):
         position.x, position.y, position.z, _ = self._sim.mug_pose()
         turn.x, turn.y, turn.z, turn.w = self._sim.mug_orientation().tolist()
         self._mug_publisher.publish(pose)
-        tip = PointStamped()
-        self._stamp(tip.header, stamp_ns)
-        tip.header.frame_id = "table"
-        tip.point.x, tip.point.y = self._sim.tip().tolist()
-        tip.point.z = TIP_HEIGHT
-        self._tip_publisher.publish(tip)
+        tip_x, tip_y = self._sim.tip().tolist()
+        self._publish_point(self._tip_publisher, stamp_ns, (tip_x, tip_y, TIP_HEIGHT))
+        for name, (x, y) in self._sim.others().items():
+            self._publish_point(self._other_publishers[name], stamp_ns, (x, y, 0.0))
+
+    def _publish_point(
+        self, publisher: Any, stamp_ns: int, point: tuple[float, float, float]
+    ) -> None:
+        message = PointStamped()
+        self._stamp(message.header, stamp_ns)
+        message.header.frame_id = "table"
+        message.point.x, message.point.y, message.point.z = point
+        publisher.publish(message)
 
     def _publish_events(self) -> None:
         events, repeat = self._sim.events(), self._steps % EVENT_EVERY == 0

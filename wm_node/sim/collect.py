@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from wm_node.sim.scene import TIP_HEIGHT
 INDEX_NAME = "collect.jsonl"
 EVENT_EVERY = 10  # samples of 100 Hz between repeats of an unchanged event
 MUG_TOPIC, TIP_TOPIC = "/sim_robot/mug_pose", "/sim_robot/tip"
+OTHER_TOPIC = "/sim_robot/{}"  # of one of sim.level.OTHERS
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def write_bag(path: Path, streams: Streams, profile: RobotProfile, compressed: b
         bag.add_topic(command_topic, "geometry_msgs/msg/TwistStamped")
         bag.add_topic(MUG_TOPIC, "geometry_msgs/msg/PoseStamped")
         bag.add_topic(TIP_TOPIC, "geometry_msgs/msg/PointStamped")
+        others = {OTHER_TOPIC.format(name): places for name, places in streams.others.items()}
+        for topic in others:
+            bag.add_topic(topic, "geometry_msgs/msg/PointStamped")
         events = {absolute(event.topic): streams.events[event.name] for event in profile.events}
         for topic in events:
             bag.add_topic(topic, "std_msgs/msg/Bool")
@@ -103,6 +108,11 @@ def write_bag(path: Path, streams: Streams, profile: RobotProfile, compressed: b
             tip_x, tip_y = streams.tip[k].tolist()
             tip = messages.point_stamped(stamp, "table", (tip_x, tip_y, TIP_HEIGHT))
             bag.write(TIP_TOPIC, tip, stamp)
+            for topic, places in others.items():
+                x, y = places[k].tolist()
+                if isfinite(x):
+                    other = messages.point_stamped(stamp, "table", (x, y, 0.0))
+                    bag.write(topic, other, stamp)
             for topic, active in events.items():
                 if k % EVENT_EVERY == 0 or active[k] != active[k - 1]:
                     bag.write(topic, messages.boolean(bool(active[k])), stamp)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wm_node.sim.level import OTHERS
 from wm_node.sim.mix import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
 
@@ -40,6 +41,8 @@ class Streams:
     commands: NDArray[np.float64]  # (K, 2)
     frame_stamps: NDArray[np.int64]  # (F,)
     frames: NDArray[np.uint8]  # (F, H, W, 3); F is 0 without a camera
+    others: dict[str, NDArray[np.float64]]
+    """What the level adds, by name: its place (N, 2), NaN where it is not on the table."""
 
     @property
     def events(self) -> dict[str, NDArray[np.bool_]]:
@@ -80,6 +83,7 @@ def record_episode(
     position, orientation = np.empty((steps, 3)), np.empty((steps, 4))
     tip = np.empty((steps, 2))
     fell, zone, hit = (np.zeros(steps, dtype=np.bool_) for _ in range(3))
+    others = {name: np.full((steps, 2), np.nan) for name in OTHERS}
     command_steps: list[int] = []
     commands: list[NDArray[np.float64]] = []
     frame_steps: list[int] = []
@@ -89,6 +93,8 @@ def record_episode(
         position[step], orientation[step] = sim.mug_pose()[:3], sim.mug_orientation()
         tip[step], hit[step] = sim.tip(), sim.hit()
         fell[step], zone[step] = sim.fell(), sim.in_zone()
+        for other, place in sim.others().items():
+            others[other][step] = place
         if frame_every and step % frame_every == 0:
             frame_steps.append(step)
             frames.append(sim.render())
@@ -115,4 +121,5 @@ def record_episode(
         commands=np.array(commands).reshape(-1, 2),
         frame_stamps=start + STEP_NS * np.array(frame_steps, dtype=np.int64),
         frames=np.stack(frames) if frames else np.empty((0, height, width, 3), dtype=np.uint8),
+        others={key: places for key, places in others.items() if np.isfinite(places).any()},
     )

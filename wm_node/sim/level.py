@@ -63,6 +63,14 @@ class Mover(Protocol):
         """Return the distance (...) in m, negative inside, of points from its outline."""
 
 
+OTHERS = ("second_mug", "block", "hand")
+"""Names of what levels add to the scene and tell the place of."""
+
+
+def _nothing(qpos: Floats, time_s: float) -> dict[str, Point]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Setup:
     """One episode of a level, as ``arrange`` drew it."""
@@ -80,6 +88,9 @@ class Setup:
     """Whether what is to be left alone is hit just now: generalised positions (nq,) and velocities
     (nv,), and the time in s. What a bumper would tell of it: the event ``hit``.
     None: it is hit where a rule is broken."""
+    others: Callable[[Floats, float], dict[str, Point]] = _nothing
+    """Where those of :data:`OTHERS` stand that are on the table just now, in m: generalised
+    positions (nq,) and the time in s."""
     obstacles: tuple[Disc, ...] = ()
     """For references that act on the true state."""
 

@@ -143,6 +143,10 @@ def _setup(start: Start, mug: Disc, block: Disc, yaw: float) -> Setup:
             or fell(qpos, np.asarray(time_s))
         ),
         rules=(Rule("second mug fell", fell), Rule("second mug was moved", moved)),
+        others=lambda qpos, time_s: {
+            "second_mug": (float(qpos[at]), float(qpos[at + 1])),
+            "block": (block.x, block.y),
+        },
         obstacles=discs,
     )
 

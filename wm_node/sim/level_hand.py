@@ -6,6 +6,7 @@ keeps clear of the mug and the tip as they stand at the start: whoever does not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mujoco
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.sim.arm import tips_for_joints
 from wm_node.sim.level import Floats, Level, Point, Rule, Setup, Start
-from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_RADIUS, SceneParts
+from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_RADIUS, Bounds, SceneParts
 
 HEIGHT_M = 0.045  # of the hand's middle above the table
 # Outline in the table plane: capsules along the reach, from the fingertips backwards, as (from, to,
@@ -24,6 +25,7 @@ OUTLINE = ((-0.040, -0.135, 0.047), (-0.165, -0.520, 0.036))
 HANDLE_POINTS = (0.050, 0.064)  # along the mug's handle, from the mug's axis
 HANDLE_RADIUS = 0.007
 START_CLEARANCE_M = 0.030
+REACHES_IN = Bounds(-0.36, 0.36, -0.25, 0.36)  # from here on its fingertips are in the picture
 LAST_S = 4.0  # the hand is off the table again by then; an episode has 6 s
 
 
@@ -149,8 +151,16 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
     for _ in range(10_000):
         reach = _draw_reach(rng)
         if _is_clear_of(start, reach):
-            return Setup(start, mover=reach, rules=_rules(reach))
+            return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
     raise WmError("no reach keeps clear of the mug; this is a fault of the level's measures.")
+
+
+def _others(reach: Reach) -> Callable[[Floats, float], dict[str, Point]]:
+    def others(qpos: Floats, time_s: float) -> dict[str, Point]:
+        x, y = (float(value) for value in reach.fingertips(np.asarray(time_s)))
+        return {"hand": (x, y)} if REACHES_IN.contains(x, y) else {}
+
+    return others
 
 
 def _rules(reach: Reach) -> tuple[Rule, ...]:

@@ -272,6 +272,10 @@ class TabletopSim:
         """Return which of :data:`~wm_node.sim.events.EVENTS` are the case at present."""
         return {"fell": self.fell(), "zone": self.in_zone(), "hit": self.hit()}
 
+    def others(self) -> dict[str, tuple[float, float]]:
+        """Return where what the level adds stands at present, in m, by its name."""
+        return self.setup.others(self.data.qpos, self.time_s)
+
     def violation(self) -> str:
         """Return which rule of the level is broken at present, in a few words; empty: none."""
         for rule in self.setup.rules:
