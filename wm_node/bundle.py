@@ -34,6 +34,9 @@ MAX_MANIFEST_BYTES = 4_000_000
 MAX_FILE_BYTES = 4_000_000_000
 
 
+NARROW = ("dynamics.", "heads.")
+"""Weights of recurrent models whose products a backend may compute in bf16, also in graphs that are
+marked ``full_precision``; their values are stored as bf16 holds them."""
 NOT_FINITE = 1e30
 """Cost that a graph of a whole search gives candidates whose predictions are not finite."""
 SEARCH_TERMS = ("goal", "push", "risk", "smoothness", "uncertainty")

@@ -9,8 +9,9 @@ import numpy as np
 import openvino
 import pytest
 import yaml
+from safetensors.torch import load_file
 
-from wm_node.bundle import Bundle, load_bundle
+from wm_node.bundle import NARROW, WEIGHTS, Bundle, load_bundle
 from wm_node.engine import load_engine
 from wm_node.engine.load import check_golden, read_golden
 from wm_node.engine.openvino_backend import type_products_as_bf16, weight_of
@@ -72,6 +73,24 @@ def test_products_of_the_dynamics_alone_are_typed_as_bf16(tmp_path: Path, blocks
     assert all(name.startswith(("net.dynamics.", "net.heads.")) for name in kinds["bf16"])
     assert any("joint_baseline" in name for name in kinds["f32"])
     assert not kinds["bf16"] & kinds["f32"]
+
+
+@pytest.mark.parametrize("blocks", [0, 2], ids=["transformer", "recurrent"])
+def test_weights_of_narrow_products_are_the_same_in_every_precision(
+    tmp_path: Path, blocks: int
+) -> None:
+    config = ModelConfig(transition_blocks=blocks)
+    bundle = untrained_bundle(
+        load_profile("tabletop"), tmp_path / "b", config=config, spread=0.2, searches={}
+    )
+    exact = {
+        name: bool((tensor.bfloat16().float() == tensor.float()).all())
+        for name, tensor in load_file(str(bundle.file(WEIGHTS))).items()
+        if tensor.ndim >= 2 and tensor.numel() >= 1024
+    }
+    narrow = {name for name in exact if name.startswith(NARROW)}
+    assert {exact[name] for name in narrow} == {blocks > 0}
+    assert not all(exact[name] for name in exact.keys() - narrow)
 
 
 @pytest.mark.parametrize("name", ["tabletop", "tabletop_label_free"])

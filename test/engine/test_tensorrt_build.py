@@ -32,7 +32,7 @@ from wm_node.engine.tensorrt_adapter import BuildMonitor, TensorRt, find_tensorr
 from wm_node.engine.tensorrt_build import BuildSettings, build_engine, cached_engine, engine_key
 from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.export import export_graph, graphs_of, halve_matrices, save_weights
+from wm_node.model.export import export_graph, graphs_of, round_matrices, save_weights
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import load_profile
 from wm_node.resources import resource
@@ -100,7 +100,7 @@ def test_a_robot_without_labels_under_position_control(
     torch.manual_seed(0)
     profile = load_profile("g1_bottle")
     net = WorldModelNet(Dims.of(profile), ModelConfig()).eval()
-    halve_matrices(net)
+    round_matrices(net)
     save_weights(net, tmp_path / "weights.safetensors")
     entry = export_graph(net, "rollout", graphs_of(net, profile, {})["rollout"], tmp_path)
     spec = GraphSpec(entry["file"], tuple(entry["inputs"]), tuple(entry["outputs"]), True)

@@ -16,12 +16,11 @@ import openvino as ov
 import openvino.opset13 as ops
 from numpy.typing import NDArray
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import NARROW, Bundle
 from wm_node.engine.protocol import Arrays
 
 Key = tuple[str, tuple[tuple[int, ...], ...]]
 
-LEARNED = ("net.dynamics.", "net.heads.")  # weights whose products may be computed in bf16
 LEAST_SIZE = 32  # of both sides of a weight: smaller products gain nothing
 
 
@@ -41,7 +40,7 @@ def type_products_as_bf16(model: ov.Model) -> int:
         weight = weight_of(product)
         if weight is None or min(list(weight.get_output_shape(0))[-2:]) < LEAST_SIZE:
             continue
-        if not weight.get_friendly_name().startswith(LEARNED):
+        if not weight.get_friendly_name().removeprefix("net.").startswith(NARROW):
             continue
         attributes = product.get_attributes()
         result = ops.matmul(

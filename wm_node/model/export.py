@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from wm_node.bundle import (
     GOLDEN,
+    NARROW,
     PRESETS,
     SEARCH_TERMS,
     WEIGHTS,
@@ -179,12 +180,19 @@ def graphs_of(
     return graphs
 
 
-def halve_matrices(net: WorldModelNet) -> None:
-    """Round matrices to half precision in place, as they will be stored."""
+def round_matrices(net: WorldModelNet) -> None:
+    """Round matrices in place as they will be stored: to half precision.
+
+    Those that backends multiply in bf16 (:data:`wm_node.bundle.NARROW`) are rounded to that first,
+    so that they are the same in every precision, and a backend rounds what flows between them
+    alone. They were trained so, where training multiplied in bf16.
+    """
+    narrow = NARROW if net.config.transition_blocks else ()
     with torch.no_grad():
-        for tensor in net.state_dict().values():
+        for name, tensor in net.state_dict().items():
             if _stored_as_half(tensor):
-                tensor.copy_(tensor.half().float())
+                rounded = tensor.bfloat16() if name.startswith(narrow) else tensor
+                tensor.copy_(rounded.half().float())
 
 
 def _stored_as_half(tensor: Tensor) -> bool:
@@ -306,7 +314,7 @@ def export_bundle(
     """Write a network as a bundle.
 
     Args:
-        net: the trained network; its matrices are rounded to half precision.
+        net: the trained network; its matrices are rounded, see :func:`round_matrices`.
         profile: the robot that it was trained for.
         path: the new bundle.
         extra: further manifest entries: ``data``, ``training``, ``metrics``, ``calibration``.
@@ -335,7 +343,7 @@ def _export_bundle(
     searches: Mapping[str, SearchSize],
 ) -> Bundle:
     net = net.cpu().float().eval()
-    halve_matrices(net)
+    round_matrices(net)
     graphs = graphs_of(net, profile, searches)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as temporary:
@@ -364,8 +372,8 @@ def _export_bundle(
 def export_again(bundle: Bundle, path: Path) -> Bundle:
     """Write a bundle's graphs anew from its weights, as this version plans.
 
-    Weights, profile, training record, calibration and further files stay as they are; the new
-    manifest names the bundle that they come from.
+    Profile, training record, calibration and further files stay as they are, and so do weights, but
+    for :func:`round_matrices`; the new manifest names the bundle that they come from.
 
     Raises:
         WmError: the path exists or cannot be written, or the weights do not fit the manifest.
