@@ -29,7 +29,8 @@ MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 GRAPHS = ("encode", "rollout", "search", "propose", "decode")
-"""Graphs that every bundle has; ``read`` is there where the profile has labels."""
+"""Graphs that every bundle has; ``read`` is there where the profile has labels, ``futures``
+where the model tells futures apart, and searches where they are compiled whole."""
 MAX_MANIFEST_BYTES = 4_000_000
 MAX_FILE_BYTES = 4_000_000_000
 

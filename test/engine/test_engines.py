@@ -211,6 +211,7 @@ def test_typed_calls(bundle: Bundle) -> None:
     )
     outcomes = model.rollout(context, np.zeros((3, 16, 2), np.float32))
     assert outcomes.state.shape == (3, 8, 4)
+    assert model.futures(context, np.zeros((1, 16, 2), np.float32)) is None  # it has none
     assert np.isnan(outcomes.time_to_goal).all()
     drawn = model.decode(
         outcomes.latents[0], outcomes.joints[0], latent, context.joints[-1], {"front": frame}
@@ -220,6 +221,26 @@ def test_typed_calls(bundle: Bundle) -> None:
         model.encode({"front": np.zeros((32, 32, 3), np.uint8)})
     with pytest.raises(WmError, match="no frame of a camera"):
         model.encode({"elsewhere": frame})
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_futures_come_most_likely_first_and_weigh_the_risk(tmp_path: Path, backend: str) -> None:
+    config = ModelConfig(transition_blocks=2, futures=3)
+    profile = load_profile("tabletop")
+    bundle = untrained_bundle(profile, tmp_path / "b", config=config, spread=0.2, searches={})
+    engine = load_engine(bundle, backend)
+    check_golden(bundle, engine, list(bundle.graphs), 1.0)
+    given = read_golden(bundle)["futures"]["in"]
+    context = Context(0, given["latents"][0], given["joints"][0], given["past_actions"][0])
+    futures = WorldModel(bundle, engine).futures(context, given["actions"])
+    assert futures is not None
+    assert futures.likelihood.sum() == pytest.approx(1.0, abs=1e-3)
+    assert (np.diff(futures.likelihood) < 0).all()
+    risk = futures.outcomes.risk
+    assert risk.shape == (3, 8, 2)
+    assert np.abs(risk[0] - risk[1]).max() > 1e-3  # they do differ
+    expected = sum(share * each for share, each in zip(futures.likelihood, risk, strict=True))
+    np.testing.assert_allclose(futures.risk, expected, rtol=1e-5)
 
 
 def test_rollouts_and_drawing_are_computed_in_full_precision(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from wm_node.nodes.foresight import (
     model_frame,
 )
 from wm_node.planning.context import NotReady
-from wm_node.planning.world_model import Context, Goal, WorldModel
+from wm_node.planning.world_model import Context, Futures, Goal, WorldModel
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 from wm_node.resources import resource
 
@@ -283,6 +284,27 @@ def test_nothing_is_drawn_while_nobody_looks_and_drawing_yields_to_frames(
     world.draw = False
     world.tick(7)
     assert len(decoded) == count
+
+
+def test_futures_are_drawn_below_the_plan(world: World, monkeypatch: pytest.MonkeyPatch):
+    def share(observation: Observation) -> None:
+        if isinstance(observation.context, Context):
+            actions = np.zeros((2, 16, 2), np.float32)
+            both = subject.take(world.foresight.model.rollout(observation.context, actions), 2)
+            futures = Futures(both, np.array([0.6, 0.4], np.float32))
+            world.foresight.share(observation, both.pick(0), None, futures)
+        world._note(world.seen, observation)
+
+    assert world.foresight.cycle is not None
+    monkeypatch.setattr(world.foresight, "cycle", replace(world.foresight.cycle, run=share))
+    world.foresight.imagination_period_s = 1e-3
+    for k in range(12):
+        world.tick(k)
+        if world.pictures:
+            break
+    _, picture = world.await_(world.pictures, 1)
+    assert picture.shape == (5 * 64, 9 * 64, 3)
+    assert picture[3 * 64, : round(0.6 * 64)].min() == 255
 
 
 def test_a_hung_engine_does_not_hold_the_caller(world: World, monkeypatch: pytest.MonkeyPatch):

@@ -52,6 +52,20 @@ def test_a_frame_that_was_not_received_stays_black_and_reset_forgets():
     assert not picture[8:].any()
 
 
+def test_futures_are_further_rows_behind_a_bar_for_how_likely_they_are():
+    imagination = Imagination(horizon=2, step_ns=STEP, tick_ns=TICK)
+    frames = _plan(1, 2, 3, 4, 5, 6)  # the plan's, then those of two futures
+    picture = imagination.picture(0, _frame(50), frames, np.array([0.75, 0.25]))
+    assert picture.shape == (5 * 8, 3 * 16, 3)
+    assert [_tile(picture, 0, column) for column in range(3)] == [50, 1, 2]
+    assert [[_tile(picture, row, column) for column in (1, 2)] for row in (3, 4)] == [
+        [3, 4],
+        [5, 6],
+    ]
+    bars = [(picture[row * 8, :16, 0] == 255).sum() for row in (3, 4)]
+    assert bars == [12, 4]
+
+
 @pytest.mark.parametrize(
     ("offset_ns", "found"), [(0, True), (STEP // 4, True), (STEP // 4 + 1, False)]
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, PlannerConfig, delayed, spline_basis
-from wm_node.planning.world_model import Context, Floats, Outcomes
+from wm_node.planning.world_model import Context, Floats, Futures, Outcomes
 from wm_node.profile import load_profile, parse_profile
 
 PROFILE = load_profile("tabletop")
@@ -47,6 +47,15 @@ class Carried:
             uncertainty=np.zeros((count, steps), np.float32),
             time_to_goal=np.full((count, steps), np.nan, np.float32),
         )
+
+
+class Uncertain(Carried):
+    """As told, or, in one of four cases, with the first event from the fifth step on."""
+
+    def futures(self, context: Context, actions: Floats) -> Futures:
+        outcomes = self.rollout(context, np.repeat(actions, 2, 0))
+        outcomes.risk[1, 4:, 0] = 1.0
+        return Futures(outcomes, np.array([0.75, 0.25], np.float32))
 
 
 def plan_to(goal: tuple[float, float], seed: int = 0, delay_s: float = 0.0):  # type: ignore[no-untyped-def]
@@ -215,3 +224,12 @@ def test_risk_that_is_not_available_neither_adds_nor_hides() -> None:
     cost, terms = objective(base, np.zeros((1, TICKS, 2), np.float32), Goal(), Weights())
     assert terms["risk"][0] == pytest.approx(Weights().risk * 0.5)
     assert np.isfinite(cost).all()
+
+
+def test_the_plan_notes_its_futures_and_their_risk_where_it_is_higher() -> None:
+    planner = MpcPlanner(PROFILE, PlannerConfig(), 0)
+    goal = Goal(state=np.array((0.05, 0.05), np.float32))
+    plan = planner.plan(Uncertain(), CONTEXT, goal, np.zeros((1, 2)), 0.0, Weights(push=0.0))
+    assert plan.futures is not None
+    np.testing.assert_allclose(plan.outcomes.risk[0, :, 0], [0.0] * 4 + [0.25] * 4)
+    assert plan_to((0.05, 0.05)).futures is None

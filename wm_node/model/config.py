@@ -24,6 +24,8 @@ class ModelConfig:
     transition_blocks: int = 0
     """Blocks of the recurrent transition that predicts instead of the transformer; 0: none does."""
     transition_hidden: int = 512
+    futures: int = 0
+    """Futures that the recurrent transition tells apart where more than one may come; 0: none."""
     head_hidden: int = 256
     value_hidden: int = 256
     ensemble: int = 4
@@ -53,7 +55,7 @@ class ModelConfig:
         values: dict[str, Any] = {}
         for key, value in data.items():
             numbers = value if isinstance(value, list) else [value]
-            least = 0 if key == "transition_blocks" else 1
+            least = 0 if key in ("transition_blocks", "futures") else 1
             if not numbers or not all(
                 isinstance(n, int) and not isinstance(n, bool) and least <= n <= 8192
                 for n in numbers
@@ -63,6 +65,8 @@ class ModelConfig:
         config = ModelConfig(**values)
         if len(config.decoder_channels) != 4 or any(n % 8 for n in config.decoder_channels):
             raise WmError("the model's 'decoder_channels' must be four multiples of 8.")
+        if config.futures == 1 or (config.futures and not config.transition_blocks):
+            raise WmError("the model's 'futures' need to be two or more, and 'transition_blocks'.")
         if config.width % config.heads:
             raise WmError("the model's 'width' must be a multiple of its 'heads'.")
         return config

@@ -145,6 +145,9 @@ def graphs_of(
             full_precision=True,
         ),
     }
+    if config.futures:
+        one = {**prompt, "actions": actions[:1]}
+        graphs["futures"] = Graph(net.futures, one, {}, full_precision=True)
     if dims.labels:
         graphs["read"] = Graph(
             lambda latents: {"state": net.read(latents)}, {"latents": latent}, {}

@@ -102,6 +102,9 @@ class Heads(nn.Module):
         self.joints = JointCorrection(config.width, hidden, dims.joints)
         self.value = TimeToGoal(config)
         self.disagreement = Disagreement(config)
+        if config.futures:
+            # Of the carried state at the end of the mean future's horizon.
+            self.likelihood = mlp(config.width, hidden, config.futures, layers=1)
         actions = dims.horizon * dims.ticks * dims.action
         # The proposal sees the present latent, the joints and the goal (labelled values and latent,
         # each zero with its flag when not given), and gives mean and log-deviation of the actions.

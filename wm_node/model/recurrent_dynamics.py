@@ -3,7 +3,13 @@
 Contact is local in time: what an object does in a step follows from where it stands and what
 pushes it then. A transition that all steps share learns that from every step of every window, and
 the latent that it has predicted so far is its input, as the touched object's place is to physics.
-It is trained through the whole horizon, so it learns to live with its own predictions. Against
+It is trained through the whole horizon, so it learns to live with its own predictions.
+
+Where more than one thing may happen, one prediction is their mean, which is none of them. A model
+with ``futures`` has a code for each of a few ways that things may go on; a code is brought to every
+step, so that a future holds together. Without a code the mean is predicted, which plans.
+
+Against
 :class:`wm_node.model.dynamics.Dynamics`, which sees the horizon's actions at once, it predicts
 pushes better at a third of the operations; docs/decisions.md has the measurement.
 """
@@ -44,6 +50,7 @@ class RecurrentDynamics(nn.Module):
         # The action, and the joints' baseline at the step's end, at its beginning and between.
         self.step_in = nn.Linear(dims.ticks * dims.action + 3 * dims.joints, width)
         self.latent_in = nn.Linear(config.latent, width)
+        self.codes = nn.Parameter(torch.randn(config.futures, width)) if config.futures else None
         self.blocks = nn.ModuleList(
             TransitionBlock(width, config.transition_hidden)
             for _ in range(config.transition_blocks)
@@ -65,14 +72,24 @@ class RecurrentDynamics(nn.Module):
         return [(self.context_in(context), joints[:, -1])]
 
     def follow(
-        self, memory: Memory, present: Tensor, actions: Tensor, guess: Tensor
+        self,
+        memory: Memory,
+        present: Tensor,
+        actions: Tensor,
+        guess: Tensor,
+        code: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Roll candidates out of a remembered context; as :meth:`forward`."""
+        """Roll candidates out of a remembered context; as :meth:`forward`.
+
+        ``code`` (B, N, W), of :attr:`codes`, says which future; None: their mean.
+        """
         ((start, joints),) = memory
         count, horizon = actions.shape[1], actions.shape[2]
         now = joints[:, None, None].expand(-1, count, 1, -1)
         before = torch.cat([now, guess[:, :, :-1]], dim=2)
         steps = self.step_in(torch.cat([actions, guess, before, guess - before], dim=-1))
+        if code is not None:
+            steps = steps + code.unsqueeze(2)
         # Sums over the horizon are kept in full precision, under autocast too.
         carried = start.float().unsqueeze(1).expand(-1, count, -1)
         latent = present.float().unsqueeze(1).expand(-1, count, -1)

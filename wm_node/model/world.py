@@ -87,11 +87,18 @@ class WorldModelNet(nn.Module):
         )
 
     def follow(
-        self, memory: Memory, present: Tensor, joints: Tensor, past: Tensor, actions: Tensor
+        self,
+        memory: Memory,
+        present: Tensor,
+        joints: Tensor,
+        past: Tensor,
+        actions: Tensor,
+        code: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Roll out of a remembered context whose newest latent is ``present`` (B, latent).
 
-        The other arguments and the result are those of :meth:`predict`.
+        ``code`` (B, N, width) chooses among the futures of a model that has them. The other
+        arguments and the result are those of :meth:`predict`.
         """
         # In full precision even under autocast: the joints' law is known better than bf16 holds.
         with torch.autocast(joints.device.type, enabled=False):
@@ -101,6 +108,7 @@ class WorldModelNet(nn.Module):
             present,
             self.normalise("actions", actions).flatten(-2),
             self.normalise("joints", guess),
+            *(() if code is None else (code,)),
         )
         return future, hidden, guess
 
@@ -180,6 +188,42 @@ class WorldModelNet(nn.Module):
             "time_to_goal": self.heads.value(future, goal_latent.unsqueeze(1).expand_as(future)),
             **self._labelled(future, future_joints),
         }
+
+    def futures(
+        self, latents: Tensor, joints: Tensor, past_actions: Tensor, actions: Tensor
+    ) -> dict[str, Tensor]:
+        """The ways that things may go on under one candidate: the ``futures`` graph.
+
+        Args:
+            latents, joints, past_actions: the context, as :meth:`outcome`.
+            actions: (1, H * ticks, A).
+
+        Returns:
+            future_latents (F, H, latent), future_joints (F, H, J), state (F, H, S) and risk
+            (F, H, E) where the profile labels them, of each of F futures, and likelihood (F,).
+        """
+        dynamics, dims = self.dynamics, self.dims
+        assert isinstance(dynamics, RecurrentDynamics)
+        assert dynamics.codes is not None
+        memory = self.remember(latents, joints, past_actions)
+        steps = actions.view(1, 1, dims.horizon, dims.ticks, dims.action)
+        given = (memory, latents[:, -1], joints, past_actions)
+        _, hidden, _ = self.follow(*given, steps)
+        codes = dynamics.codes.unsqueeze(0)
+        many = steps.expand(-1, codes.shape[1], -1, -1, -1)
+        future, state, guess = self.follow(*given, many, codes)
+        future_joints = self.future_joints(state, guess, joints[:, -1])[0]
+        return {
+            "future_latents": future[0],
+            "future_joints": future_joints,
+            "likelihood": self.likelihood(hidden[0, :, -1])[0].softmax(-1),
+            **self._labelled(future[0], future_joints),
+        }
+
+    def likelihood(self, hidden: Tensor) -> Tensor:
+        """(..., W) carried states at the end of mean futures -> (..., F) logits of the futures."""
+        logits: Tensor = self.heads.likelihood(hidden)
+        return logits
 
     def search(
         self, latents: Tensor, joints: Tensor, past_actions: Tensor, actions: Tensor

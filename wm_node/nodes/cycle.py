@@ -24,7 +24,7 @@ from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
 from wm_node.planning.supervision import SupervisionConfig, Supervisor
-from wm_node.planning.world_model import Context, Outcomes
+from wm_node.planning.world_model import Context, Futures, Outcomes
 from wm_node.safety.reasons import Reason
 
 Floats = NDArray[np.float32]
@@ -41,6 +41,7 @@ class Decision:
         detail: more about the reason, for people; may be empty.
         actions: (T, A) to command, the first at the planned time of effect; None without a plan.
         outcomes: N = 1, of the plan, or of going on as now while there is no goal.
+        futures: of the plan, where the model tells them apart.
         surprise: see :class:`Observation`.
         plan_ms: duration of the search; NaN without one.
         cost: of the plan; NaN without one.
@@ -53,6 +54,7 @@ class Decision:
     detail: str = ""
     actions: Floats | None = None
     outcomes: Outcomes | None = None
+    futures: Futures | None = None
     surprise: float = float("nan")
     plan_ms: float = float("nan")
     cost: float = float("nan")
@@ -282,7 +284,7 @@ class ControlCycle:
         self._decided(decision)
         if decision.outcomes is not None:
             cost = None if np.isnan(decision.cost) else np.array([decision.cost])
-            self._foresight.share(observation, decision.outcomes, cost)
+            self._foresight.share(observation, decision.outcomes, cost, decision.futures)
 
     def _decide(self, observation: Observation) -> Decision:
         tick, context = observation.tick, observation.context
@@ -320,6 +322,7 @@ class ControlCycle:
             self._follow(observation, plan.actions),
             actions=plan.actions,
             outcomes=plan.outcomes,
+            futures=plan.futures,
             surprise=observation.surprise,
             plan_ms=plan_ms,
             cost=plan.cost,

@@ -24,7 +24,14 @@ from wm_node.errors import WmError
 from wm_node.nodes.imagination import Imagination
 from wm_node.nodes.inference import InferenceWorker, Samples
 from wm_node.planning.context import NotReady, ObservationBuffer
-from wm_node.planning.world_model import Context, Goal, Outcomes, WorldModel, continued
+from wm_node.planning.world_model import (
+    Context,
+    Futures,
+    Goal,
+    Outcomes,
+    WorldModel,
+    continued,
+)
 from wm_node.profile import Camera, RobotProfile
 from wm_node.safety.drift import DriftMonitor
 
@@ -81,12 +88,16 @@ class CandidateRequest:
 
 @dataclass
 class _Drawing:
-    """A plan being decoded, frame by frame; latents (H, D), joints (H, J), joints now (J,)."""
+    """A plan being decoded, frame by frame; latents (M, D), joints (M, J), joints now (J,).
+
+    M is H, or (1 + F) H where there are F futures of ``likelihood``.
+    """
 
     observation: Observation
     latents: Floats
     joints: Floats
     joints_now: Floats
+    likelihood: Floats | None = None
     frames: list[Frame] = field(default_factory=list)
 
 
@@ -229,7 +240,11 @@ class Foresight:
     # In the inference thread.
 
     def share(
-        self, observation: Observation, outcomes: Outcomes, cost: NDArray[np.float64] | None
+        self,
+        observation: Observation,
+        outcomes: Outcomes,
+        cost: NDArray[np.float64] | None,
+        futures: Futures | None = None,
     ) -> None:
         """Publish the outcomes of a plan (N = 1) and have it imagined where somebody looks."""
         stamp_ns = observation.tick.stamp_ns
@@ -244,11 +259,13 @@ class Foresight:
             and now - self._last_picture_s >= period
         ):
             self._last_picture_s = now
+            drawn = [outcomes, *(() if futures is None else (futures.outcomes,))]
             self._drawing = _Drawing(
                 observation,
-                outcomes.latents[0],
-                outcomes.joints[0],
+                np.concatenate([np.concatenate(list(each.latents)) for each in drawn]),
+                np.concatenate([np.concatenate(list(each.joints)) for each in drawn]),
                 observation.context.joints[-1],
+                None if futures is None else futures.likelihood,
             )
         if self._drawing is not None:
             self.worker.put(self._plans, observation.tick)
@@ -360,7 +377,8 @@ class Foresight:
         self._drawing = None
         self.imagined += 1
         stamp_ns, now = seen.tick.stamp_ns, seen.frames[self.profile.cameras[0].name]
-        picture = self._imagination.picture(stamp_ns, now, np.stack(drawing.frames))
+        frames, likelihood = np.stack(drawing.frames), drawing.likelihood
+        picture = self._imagination.picture(stamp_ns, now, frames, likelihood)
         self._listeners.picture(stamp_ns, picture)
 
     def _decode_one(

@@ -6,6 +6,9 @@ the end of step ``h`` and column 0 the real frame that the imagination starts fr
 1. the current plan, imagined;
 2. the plan of one horizon ago, as it was imagined then;
 3. what happened after that plan was made (black where no frame was received).
+
+Where the model tells futures apart, each is a further row, most likely first: the ways that things
+may go on under the current plan. As much of the first tile is white as the future is likely.
 """
 
 from __future__ import annotations
@@ -62,14 +65,23 @@ class Imagination:
         stamp, frame = min(self._seen, key=lambda item: abs(item[0] - stamp_ns))
         return frame if abs(stamp - stamp_ns) <= self._skew_ns else None
 
-    def picture(self, stamp_ns: int, frame_now: Frames, frames: Frames) -> Frames:
-        """Return the picture (3 Hm, (horizon + 1) Wm, 3) of a plan, and keep it for later ones.
+    def picture(
+        self,
+        stamp_ns: int,
+        frame_now: Frames,
+        frames: Frames,
+        likelihood: NDArray[np.floating] | None = None,
+    ) -> Frames:
+        """Return the picture ((3 + F) Hm, (horizon + 1) Wm, 3) of a plan, and keep the plan.
 
         Args:
             stamp_ns: stamp of the frame that the plan starts from.
             frame_now: (Hm, Wm, 3), that frame.
-            frames: (horizon, Hm, Wm, 3), imagined at the end of each step of the plan.
+            frames: (horizon, Hm, Wm, 3), imagined at the end of each step of the plan; then, where
+                there are F futures, those of each, ((1 + F) horizon, Hm, Wm, 3) in all.
+            likelihood: (F,) of the futures.
         """
+        frames, further = frames[: self._horizon], frames[self._horizon :]
         self._imagined.append(_Imagined(stamp_ns, frame_now, frames))
         height, width = frame_now.shape[:2]
         picture = np.zeros((ROWS * height, (self._horizon + 1) * width, 3), np.uint8)
@@ -83,7 +95,13 @@ class Imagination:
                 real = self.frame_at(past.stamp_ns + step * self._step_ns)
                 if real is not None:
                     tiles[2, step] = real
-        return picture
+        if likelihood is None:
+            return picture
+        rows = [
+            _future_row(float(share), each)
+            for share, each in zip(likelihood, further.reshape(-1, *frames.shape), strict=True)
+        ]
+        return np.concatenate([picture, *rows])
 
     def _of_one_horizon_ago(self, stamp_ns: int) -> _Imagined | None:
         horizon_ns = self._horizon * self._step_ns
@@ -93,3 +111,10 @@ class Imagination:
         if past is not None:
             self._imagined.appendleft(past)
         return past
+
+
+def _future_row(likelihood: float, frames: Frames) -> Frames:
+    """(horizon, Hm, Wm, 3) -> (Hm, (horizon + 1) Wm, 3): a bar for the likelihood, and frames."""
+    bar = np.zeros_like(frames[0])
+    bar[:, : round(likelihood * bar.shape[1])] = 255
+    return np.concatenate([bar, *frames], axis=1)

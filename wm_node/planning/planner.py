@@ -18,7 +18,7 @@ from scipy.interpolate import BSpline
 from wm_node.bundle import NOT_FINITE, SEARCH_TERMS
 from wm_node.errors import WmError
 from wm_node.planning.objective import Goal, Objective, Weights
-from wm_node.planning.world_model import CompiledSearch, Context, Floats, Outcomes
+from wm_node.planning.world_model import CompiledSearch, Context, Floats, Futures, Outcomes
 from wm_node.profile import RobotProfile
 
 
@@ -52,6 +52,15 @@ class SearchModel(OutcomeModel, Protocol):
         inputs: Mapping[str, NDArray[np.floating]],
     ) -> tuple[dict[str, NDArray[Any]], Outcomes]:
         """See :meth:`wm_node.planning.world_model.WorldModel.run_search`."""
+        ...
+
+
+@runtime_checkable
+class FuturesModel(OutcomeModel, Protocol):
+    """A model that may tell apart the ways that things may go on."""
+
+    def futures(self, context: Context, actions: Floats) -> Futures | None:
+        """See :meth:`wm_node.planning.world_model.WorldModel.futures`."""
         ...
 
 
@@ -97,6 +106,9 @@ class Plan:
     terms: dict[str, float] = field(default_factory=dict)
     source: str = "samples"
     """Where the winner came from: samples, shifted, proposal, brake or constant."""
+    futures: Futures | None = None
+    """The ways that things may go on under the winner, where the model tells them apart. Its
+    outcomes' risk is then the higher of the mean future's and that over these."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,12 @@ def rest_action(profile: RobotProfile, context: Context) -> NDArray[np.float64]:
         return np.zeros(len(action.names))
     index = [profile.joints.names.index(name) for name in action.names]
     return np.asarray(context.joints[-1][index], dtype=np.float64)
+
+
+def _with_futures(plan: Plan, futures: Futures) -> Plan:
+    """Note the winner's futures; they can only make its risk higher."""
+    risk = np.maximum(plan.outcomes.risk, futures.risk[None])
+    return replace(plan, outcomes=replace(plan.outcomes, risk=risk), futures=futures)
 
 
 class MpcPlanner:
@@ -254,6 +272,10 @@ class MpcPlanner:
         if not (np.isfinite(plan.cost) and np.isfinite(plan.outcomes.latents).all()):
             raise WmError("the model's predictions are not finite for any candidate.")
         self._previous = (context.stamp_ns, plan.actions.astype(np.float64))
+        if isinstance(model, FuturesModel):
+            futures = model.futures(context, plan.applied[None])
+            if futures is not None:
+                plan = _with_futures(plan, futures)
         return plan
 
     def _seeds(

@@ -72,6 +72,22 @@ class Outcomes:
         )
 
 
+@dataclass(frozen=True)
+class Futures:
+    """The ways that things may go on under one candidate, most likely first."""
+
+    outcomes: Outcomes
+    """Of each, N = F; uncertainty and time to goal are NaN."""
+    likelihood: Floats
+    """(F,), falling, of sum 1."""
+
+    @property
+    def risk(self) -> Floats:
+        """(H, E) probability over all futures that the event has happened by then."""
+        risk: Floats = np.einsum("f,fhe->he", self.likelihood, self.outcomes.risk)
+        return risk.astype(np.float32)
+
+
 def continued(actions: Floats, ticks: int) -> Floats:
     """Return actions (T, A) as a whole horizon (ticks, A), the last one repeated.
 
@@ -148,6 +164,7 @@ class WorldModel:
                 actions = np.zeros((size, rates.horizon_ticks, count), np.float32)
                 self.rollout(context, actions, lean=lean)
         self.read(latent)
+        self.futures(context, np.zeros((1, rates.horizon_ticks, count), np.float32))
         self.propose(context, None, None)
         self.decode(
             np.repeat(latent[None], rates.horizon_steps, 0),
@@ -219,6 +236,31 @@ class WorldModel:
             goal = self._no_goal if goal_latent is None else goal_latent[None]
             out = self.engine.run("rollout", {**inputs, "goal_latent": goal})
         return self._outcomes(out, lean, goal_latent is not None)
+
+    def futures(self, context: Context, actions: Floats) -> Futures | None:
+        """Predict the ways that things may go on; None where the model does not tell them apart.
+
+        Args:
+            context: the prompt.
+            actions: (1, T, A) of one candidate, as :meth:`rollout`.
+        """
+        if "futures" not in self.bundle.graphs:
+            return None
+        out = self.engine.run(
+            "futures",
+            {
+                "latents": context.latents[None],
+                "joints": context.joints[None],
+                "past_actions": context.actions[None],
+                "actions": np.ascontiguousarray(actions, dtype=np.float32),
+            },
+        )
+        order = np.argsort(-out["likelihood"], kind="stable")
+        sorted_out = {name: values[order] for name, values in out.items()}
+        unknown = np.full(out["future_latents"].shape[:2], np.nan, np.float32)
+        sorted_out["uncertainty"] = unknown
+        outcomes = self._outcomes(sorted_out, lean=False, has_goal=False)
+        return Futures(outcomes, sorted_out["likelihood"])
 
     def _outcomes(self, out: Mapping[str, Floats], lean: bool, has_goal: bool) -> Outcomes:
         shape = out["future_latents"].shape[:2]

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from wm_node.model.joint_baseline import fit_joint_baseline
 from wm_node.model.world import WorldModelNet
 from wm_node.training.data import TrainingData, batches
+from wm_node.training.futures import SHARE, futures_of, validate_futures
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
+FUTURES_WEIGHT = 0.1
+"""Weight of telling which future is likely, which shapes nothing but the classifier."""
 LABEL_OUTLIER = 0.3
 """Error of a label, in its deviations, from which it counts linearly: falls must not dominate."""
 
@@ -149,6 +152,8 @@ class DynamicsTraining(nn.Module):
         self.dynamics = net.dynamics
         self.state, self.risk = net.heads.state, net.heads.risk
         self.joints, self.disagreement = net.heads.joints, net.heads.disagreement
+        if net.config.futures:
+            self.likelihood = net.heads.likelihood
 
 
 def head_losses(
@@ -216,6 +221,11 @@ def dynamics_phase(
         for name in imagined:
             weight = recipe.rollout_label_weight if name == "state" else 1.0
             result[name] = weight * (imagined[name] + 0.5 * observed[name])
+        if net.config.futures:
+            few = len(at) // SHARE
+            result |= _futures_losses(
+                net, {key: value[:few] for key, value in window.items()}, hidden[:few], recipe
+            )
         return result
 
     return Phase(
@@ -226,6 +236,21 @@ def dynamics_phase(
         make_batches,
         losses,
     )
+
+
+def _futures_losses(
+    net: WorldModelNet, window: Mapping[str, Tensor], hidden: Tensor, recipe: Recipe
+) -> dict[str, Tensor]:
+    """Losses of the futures that learn, weighed as those of the mean future, and of which it is."""
+    share = recipe.label_gradient
+    weight = share * recipe.rollout_label_weight
+    future, likelihood = futures_of(net, window, hidden, weight, LABEL_OUTLIER)
+    wanted = window["latents"][:, net.dims.context :]
+    read = share * future + (1 - share) * future.detach()
+    heads = head_losses(net, read, window["labels"], window.get("events"))
+    heads["state"] = recipe.rollout_label_weight * heads.get("state", future.new_zeros(()))
+    loss = ((future - wanted) ** 2).mean() + sum(heads.values())
+    return {"futures": loss, "likelihood": FUTURES_WEIGHT * likelihood}
 
 
 def _disagreement_loss(net: WorldModelNet, hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -298,4 +323,8 @@ def validate(windows: Windows, limit: int = 4096) -> dict[str, float]:
                 if ahead <= windows.horizon:
                     figures[f"goal_error_{ahead}"] = float(gap[:, ahead - 1].nanmean())
             figures["goal_error_moved"] = float(gap[moved, -1].nanmean())
+    if net.config.futures:
+        objective, names = windows.data.profile.objective, windows.data.profile.label_names
+        goal = [names.index(name) for name in objective.goal] if objective else []
+        figures |= validate_futures(net, window, future, hidden, goal)
     return figures

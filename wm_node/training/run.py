@@ -39,8 +39,11 @@ from wm_node.training.recipe import Recipe
 from wm_node.training.value_phase import value_phase
 
 PHASES = ("encoder", "dynamics", "value", "decoder", "done")
-DYNAMICS_SIZES = ("width", "layers", "heads", "transition_blocks", "transition_hidden")
+DYNAMICS_SIZES = ("width", "layers", "heads", "transition_blocks", "transition_hidden", "futures")
 """Sizes in which the recipe may differ from the bundle that a run starts from."""
+DYNAMICS_HEADS = ("state", "risk", "joints", "disagreement", "likelihood")
+"""Heads that are trained with the dynamics."""
+FUTURES_PARTS = ("dynamics.codes", "heads.likelihood.")
 SNAPSHOTS = (0.7, 0.85, 1.0)
 """Shares of the dynamics phase after which a candidate checkpoint is kept."""
 
@@ -101,7 +104,8 @@ class _Run:
         """Take weights and normalisation of a bundle of the same robot and encoder.
 
         Where the recipe has other dynamics they start anew, and with them what reads their state;
-        encoder, value, proposal and decoder know the latents alone and go on.
+        encoder, value, proposal and decoder know the latents alone and go on. Where only the number
+        of futures differs, their codes and likelihoods alone start anew.
         """
         if Dims.of(bundle.profile) != self.net.dims:
             raise WmError(
@@ -117,7 +121,11 @@ class _Run:
                     f"the bundle {bundle.path} has another model size than the recipe; give the "
                     "recipe the sizes in its manifest, but for those of the dynamics."
                 )
-            renewed = ("dynamics.", "heads.joints.", "heads.disagreement.")
+            renewed: tuple[str, ...] = ("dynamics.", "heads.joints.", "heads.disagreement.")
+            if replace(old, futures=new.futures) == new:
+                renewed = FUTURES_PARTS  # these alone are new
+            else:
+                renewed += FUTURES_PARTS
             kept = {k: v for k, v in taken.items() if not k.startswith(renewed)}
             taken = {**self.net.state_dict(), **kept}
         self.net.load_state_dict(taken)
@@ -191,7 +199,9 @@ class _Run:
                 }
 
     def _dynamics_state(self) -> dict[str, Tensor]:
-        wanted = ("dynamics.", "heads.state.", "heads.risk.", "heads.joints.", "heads.disagr")
+        wanted = tuple(
+            f"{part}." for part in ("dynamics", *(f"heads.{name}" for name in DYNAMICS_HEADS))
+        )
         return {k: v for k, v in self.net.state_dict().items() if k.startswith(wanted)}
 
     def choose_snapshot(self) -> None:
