@@ -4,6 +4,8 @@
     weights.safetensors  the parameters, once, matrices in half precision
     *.onnx               graphs; their weights lie in weights.safetensors as ONNX external data
     golden.npz           inputs and outputs that every backend must reproduce before it may run
+    familiar.safetensors which frames are like those of the training data
+    floors.npz           of a real robot: what predictions on recordings must beat
 
 Nothing in it is code or a pickle. A bundle never changes after it is written; its identity is the
 sha256 of its manifest, which holds the sha256 of every other file.

@@ -297,7 +297,8 @@ class Safety(_Part):
 
     ``max_heartbeat_age_s`` bounds the time since any sign of life of the planner,
     ``max_plan_age_s`` the time since it last completed a plan. ``surprise_limit`` and
-    ``uncertainty_limit`` are multiples of what is usual on episodes that training left out.
+    ``uncertainty_limit`` are multiples of what is usual on episodes that training left out,
+    ``strangeness_limit`` of a frame is one of the strangest of these.
     """
 
     stopping_time_s: Positive
@@ -309,6 +310,7 @@ class Safety(_Part):
     risk_threshold: dict[Name, Annotated[float, Field(gt=0, le=1)]] = {}
     surprise_limit: Positive = 5.0
     uncertainty_limit: Positive = 10.0
+    strangeness_limit: Positive = 4.0
     unverified: Literal["stop", "limit"] = "stop"
     space: Space | None = None
 

@@ -11,7 +11,9 @@ from safetensors.numpy import load_file
 
 from wm_node.bundle import GOLDEN, SEARCH_TERMS, WEIGHTS, load_bundle
 from wm_node.cli.main import main
+from wm_node.data.dataset import DatasetWriter, EpisodeArrays
 from wm_node.model.config import ModelConfig
+from wm_node.profile import load_profile
 from wm_node.resources import LABEL_FREE_BUNDLE, resource
 
 
@@ -32,6 +34,30 @@ def test_the_graphs_are_new_and_the_weights_are_not(tmp_path: Path) -> None:
     assert all(np.array_equal(before[name], after[name]) for name in before)
     golden = np.load(new.file(GOLDEN))
     assert golden["plan_fast/in/weights"].shape == (len(SEARCH_TERMS),)
+
+
+def test_a_dataset_that_it_was_not_trained_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = load_profile("tabletop")
+    rates = profile.model
+    with DatasetWriter(tmp_path / "d", profile) as writer:
+        writer.append(
+            EpisodeArrays(
+                name="one",
+                frames={"front": np.zeros((2, 64, 64, 3), np.uint8)},
+                frame_valid=np.ones((2, 1), np.uint8),
+                joints=np.zeros((2, 4), np.float32),
+                actions=np.zeros((2, 2), np.float32),
+                labels=np.zeros((2, 4), np.float32),
+                events=np.zeros((2, 2), np.uint8),
+                stamps=np.arange(2, dtype=np.int64) * round(rates.tick_s * 1e9),
+            )
+        )
+        writer.close(fingerprint="other")
+    words = ["export", "--bundle", str(resource(LABEL_FREE_BUNDLE)), "--out", str(tmp_path / "b")]
+    assert main([*words, "--dataset", str(tmp_path / "d")]) == 1
+    assert "is not what the bundle" in capsys.readouterr().err
 
 
 def test_an_existing_bundle_is_not_overwritten(

@@ -64,6 +64,7 @@ class Robot:
         self.joint_names = list(JOINTS)
         self.frames_sent = 0
         self.frozen = False  # the same picture again and again, with fresh stamps
+        self.dark = False  # the lens is covered
         self.frame_shift_s = 0.0  # of the pictures' stamps, from the time at which they are sent
         self.drift = 0.0  # of a joint, from one state to the next
         self._position = 0.1
@@ -149,7 +150,8 @@ class Robot:
         shifted = self.node.get_clock().now() + Duration(seconds=self.frame_shift_s)
         message.header.stamp = shifted.to_msg()
         row = np.arange(64 * channels) + (0 if self.frozen else self.frames_sent)
-        message.data = np.tile(row % 256, 48).astype(np.uint8).tobytes()
+        light = 0 if self.dark else 1
+        message.data = np.tile(light * (row % 256), 48).astype(np.uint8).tobytes()
         return message
 
     def _frame(self) -> None:

@@ -61,6 +61,7 @@ class Cycles:
         context: Any = None,
         moved: float = 0.0,
         picture: int = 0,
+        strangeness: tuple[float, str] = (0.0, ""),
     ) -> Decision:
         size = self.foresight.model.latent_size
         latent = np.full(size, 0.1, np.float32)
@@ -75,7 +76,8 @@ class Cycles:
             )
         frame = np.full((64, 64, 3), picture, np.uint8)
         tick = Tick(stamp_ns, 0, {})
-        self.cycle.run(Observation(tick, {"front": frame}, latent, context, surprise))
+        seen = Observation(tick, {"front": frame}, latent, context, surprise, strangeness)
+        self.cycle.run(seen)
         return self.decided[-1]
 
 
@@ -352,6 +354,22 @@ def test_a_future_of_an_external_command_that_is_not_finite_is_an_engine_error(
     decision = cycles.run()
     assert decision.reason is Reason.ENGINE_ERROR
     assert decision.actions is None
+
+
+@pytest.mark.parametrize("supervising", [False, True])
+def test_a_frame_like_nothing_in_the_training_data_ends_the_commands(
+    cycles: Cycles, supervising: bool
+):
+    cycles.cycle.set_goal(FAR)
+    cycles.cycle.supervising = supervising
+    reasons = []
+    for k, strangeness in enumerate((1.0, 3.9, 4.1, 0.8)):
+        cycles.cycle.external = external([0.1, 0.0])
+        seen = (strangeness, "front")
+        reasons.append(cycles.run(NOW + k * 100 * MS, picture=k, strangeness=seen).reason)
+    assert reasons == [Reason.OK, Reason.OK, Reason.FRAMES_STRANGE, Reason.OK]
+    assert "camera 'front': 4.1 times" in cycles.decided[-2].detail
+    assert cycles.decided[-2].actions is None
 
 
 @pytest.mark.parametrize("supervising", [False, True])

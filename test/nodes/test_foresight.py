@@ -16,6 +16,7 @@ import pytest
 from wm_node.bundle import Bundle, load_bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
+from wm_node.model.export import export_again
 from wm_node.nodes import foresight as subject
 from wm_node.nodes.foresight import (
     Cycle,
@@ -31,6 +32,7 @@ from wm_node.planning.context import NotReady
 from wm_node.planning.world_model import Context, Futures, Goal, WorldModel
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 from wm_node.resources import resource
+from wm_node.safety.familiarity import FILE, fit_density, save_densities
 
 RATES = load_profile("tabletop").model
 FULL = (RATES.context_steps - 1) * RATES.ticks_per_step  # ticks before the first full context
@@ -284,6 +286,27 @@ def test_nothing_is_drawn_while_nobody_looks_and_drawing_yields_to_frames(
     world.draw = False
     world.tick(7)
     assert len(decoded) == count
+
+
+def test_the_strangest_frame_of_a_tick_is_told(random_bundle: Bundle, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    usual = rng.normal(120, 20, (40, 64, 64, 3)).clip(0, 255).astype(np.uint8)
+    density = fit_density(usual[:30], usual[30:])
+    bundle = export_again(
+        random_bundle,
+        tmp_path / "b",
+        {FILE: lambda file: save_densities({"front": density}, file)},
+    )
+    world = World(bundle)
+    try:
+        for k in range(FULL + 1):
+            seen = world.tick(k)
+        expected = density.strangeness(seen.frames["front"])
+        assert seen.strangeness == (pytest.approx(expected, rel=1e-3), "front")
+        assert seen.strangeness[0] > 1.0
+        assert world.foresight.strangeness == seen.strangeness
+    finally:
+        assert world.foresight.worker.stop()
 
 
 def test_futures_are_drawn_below_the_plan(world: World, monkeypatch: pytest.MonkeyPatch):

@@ -23,11 +23,14 @@ from std_msgs.msg import Header
 
 from wm_node.bundle import Bundle
 from wm_node.errors import WmError
+from wm_node.model.export import export_again
 from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns, steady_clock
+from wm_node.nodes.foresight import model_frame
 from wm_node.nodes.mpc_planner import MpcPlannerNode
 from wm_node.nodes.pointcloud import unpack
 from wm_node.nodes.world_model import WorldModelNode
 from wm_node.planning.effort import Effort
+from wm_node.safety.familiarity import FILE, fit_density, save_densities
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -128,8 +131,23 @@ def _readback(robot: Robot) -> Any:
 
 
 @pytest.fixture(scope="module")
-def running(random_bundle: Bundle, robot: Robot) -> Iterator[Pair]:
-    made = Pair(random_bundle, robot)
+def familiar_bundle(
+    random_bundle: Bundle, robot: Robot, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The random model, with the robot's pictures as what is familiar."""
+    camera, pictures = random_bundle.profile.cameras[0], []
+    for robot.frames_sent in range(0, 256, 4):
+        pictures.append(model_frame(robot.picture(), camera))
+    density = fit_density(np.stack(pictures[::2]), np.stack(pictures[1::2]))
+    path = tmp_path_factory.mktemp("familiar") / "b"
+    return export_again(
+        random_bundle, path, {FILE: lambda file: save_densities({camera.name: density}, file)}
+    )
+
+
+@pytest.fixture(scope="module")
+def running(familiar_bundle: Bundle, robot: Robot) -> Iterator[Pair]:
+    made = Pair(familiar_bundle, robot)
     yield made
     made.close()
 
@@ -324,6 +342,19 @@ def test_a_frozen_camera_ends_the_commands(pair: Pair):
         assert commands == []
     finally:
         robot.frozen, robot.drift = False, 0.0
+    robot.await_reason("OK")
+
+
+def test_a_covered_lens_ends_the_commands(pair: Pair):
+    robot = pair.robot
+    robot.dark = True
+    try:
+        robot.await_reason("FRAMES_STRANGE")
+        commands = robot.fresh(COMMAND)
+        robot.await_reason("FRAMES_STRANGE")
+        assert commands == []
+    finally:
+        robot.dark = False
     robot.await_reason("OK")
 
 

@@ -17,6 +17,8 @@ from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
 from wm_node.profile import load_profile, parse_profile
+from wm_node.safety.familiarity import FILE as FAMILIAR
+from wm_node.safety.familiarity import load_densities
 from wm_node.training import loop
 from wm_node.training.data import TrainingData, batches, prefetch
 from wm_node.training.dynamics_phase import Windows
@@ -92,6 +94,10 @@ def test_a_bundle_comes_out_and_runs(dataset: Dataset, tmp_path: Path) -> None:
     assert calibration["events_trained"] == ["fell"], "an event without labels is not available"
     assert len(calibration["surprise_scale"]) == 8
     assert bundle.manifest["metrics"]["prediction"]["latent_mse"] > 0
+    familiar = load_densities(bundle.checked_file(FAMILIAR), ("front",))["front"]
+    frames = dataset.frames("front")
+    assert max(familiar.strangeness(frame) for frame in frames[:50]) < 2.0
+    assert familiar.strangeness(np.zeros_like(frames[0])) > 4.0
     with pytest.raises(WmError, match="already exists"):
         train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
 

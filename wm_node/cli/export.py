@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from wm_node.bundle import Bundle
 
 EPILOG = """
 A bundle never changes. After an update of wm_node that plans with graphs that an older bundle does
@@ -18,7 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--bundle", type=Path, required=True, help="what 'wm train' wrote")
     parser.add_argument("--out", type=Path, required=True, help="the new bundle")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        default=None,
+        help="what it was trained on ('wm ingest'): fit anew which frames are familiar",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+
+
+def _attachments(dataset: Path | None, bundle: Bundle) -> dict[str, Callable[[Path], None]]:
+    """Fit what is fitted to a dataset and not trained: which frames are familiar."""
+    if dataset is None:
+        return {}
+    from wm_node.data.dataset import Dataset
+    from wm_node.errors import WmError
+    from wm_node.safety.familiarity import FILE, save_densities
+    from wm_node.training.familiar import fit_familiarity
+
+    opened = Dataset.open(dataset)
+    trained = bundle.manifest.get("data", {}).get("fingerprint")
+    if opened.fingerprint != trained:
+        raise WmError(f"{dataset} is not what the bundle {bundle.path} was trained on.")
+    return {FILE: partial(save_densities, fit_familiarity(opened))}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     old = load_bundle(args.bundle)
     with console.status("tracing the graphs"):
-        new = export_again(old, args.out)
+        new = export_again(old, args.out, _attachments(args.dataset, old))
     console.print(f"{new.path}: {len(new.graphs)} graphs, sha256 {new.sha256[:12]}")
     if args.json is not None:
         figures = {

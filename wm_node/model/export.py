@@ -372,11 +372,16 @@ def _export_bundle(
         return write_bundle(path, folder, manifest)
 
 
-def export_again(bundle: Bundle, path: Path) -> Bundle:
+def export_again(
+    bundle: Bundle,
+    path: Path,
+    attachments: Mapping[str, Callable[[Path], None]] | None = None,
+) -> Bundle:
     """Write a bundle's graphs anew from its weights, as this version plans.
 
     Profile, training record, calibration and further files stay as they are, and so do weights, but
     for :func:`round_matrices`; the new manifest names the bundle that they come from.
+    ``attachments`` are further files, or take the place of those of the same name.
 
     Raises:
         WmError: the path exists or cannot be written, or the weights do not fit the manifest.
@@ -393,7 +398,8 @@ def export_again(bundle: Bundle, path: Path) -> Bundle:
             name: partial(_copy_file, bundle.file(name))
             for name in bundle.manifest["files"]
             if name not in written
-        },
+        }
+        | dict(attachments or {}),
     )
 
 

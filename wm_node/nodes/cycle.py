@@ -169,11 +169,13 @@ class Limits:
     Attributes:
         surprise: above this the model is surprised; 1 is usual.
         surprise_cycles: so many surprised cycles in a row are a reason to brake.
+        strangeness: a frame above this is like nothing in the training data.
         hold: how near the goal is near enough.
     """
 
     surprise: float = 5.0
     surprise_cycles: int = 3
+    strangeness: float = 4.0
     hold: HoldLimits = field(default_factory=HoldLimits)
 
 
@@ -300,6 +302,11 @@ class ControlCycle:
             self.planner.reset()
             detail = f"camera '{camera}' sends the same picture while the robot moves"
             return self._going_on(observation, context, Reason.FRAMES_FROZEN, detail=detail)
+        strangeness, camera = observation.strangeness
+        if strangeness > self.limits.strangeness:
+            self.planner.reset()
+            detail = f"camera '{camera}': {strangeness:.1f} times the strangest usual frame"
+            return self._going_on(observation, context, Reason.FRAMES_STRANGE, detail=detail)
         if self.supervising:
             return self._supervise(observation, context)
         state = self._goal

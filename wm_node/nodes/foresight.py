@@ -34,6 +34,7 @@ from wm_node.planning.world_model import (
 )
 from wm_node.profile import Camera, RobotProfile
 from wm_node.safety.drift import DriftMonitor
+from wm_node.safety.familiarity import FILE, FrameDensity, load_densities
 
 Floats = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -67,6 +68,8 @@ class Observation:
         latent: (D,).
         context: what a plan from this tick may start from, or why there is none.
         surprise: distance to the latent predicted for it, 1 is usual; NaN where none was predicted.
+        strangeness: of its strangest frame, see :mod:`wm_node.safety.familiarity`, and the camera's
+            name; 0 where the bundle does not tell.
     """
 
     tick: Tick
@@ -74,6 +77,7 @@ class Observation:
     latent: Floats
     context: Context | NotReady
     surprise: float
+    strangeness: tuple[float, str] = (0.0, "")
 
 
 @dataclass
@@ -146,6 +150,8 @@ class Foresight:
         self.buffer = ObservationBuffer(profile)
         self.encode_ms = Samples()
         self.surprise = float("nan")
+        self.strangeness = (0.0, "")
+        self._densities = _densities(bundle)
         self.drift = drift
         """Watches the surprise, where it is known what is usual."""
         self.cycle: Cycle | None = None
@@ -298,13 +304,23 @@ class Foresight:
         try:
             context = self.buffer.context(tick.stamp_ns)
             self.surprise = self._surprise(context, latent)
+            self.strangeness = max(
+                (
+                    (density.strangeness(frames[name]), name)
+                    for name, density in self._densities.items()
+                    if name in frames
+                ),
+                default=(0.0, ""),
+            )
             if self.drift is not None:
                 self.drift.add(self.surprise)
         except Exception as error:
             self._tell_failed(tick, error)
             raise
         if self.cycle is not None:
-            self.cycle.run(Observation(tick, frames, latent, context, self.surprise))
+            self.cycle.run(
+                Observation(tick, frames, latent, context, self.surprise, self.strangeness)
+            )
 
     def _tell_failed(self, tick: Tick, error: Exception) -> None:
         if self.cycle is not None:
@@ -404,6 +420,14 @@ class Foresight:
 
     def _failed(self, slot: str, error: Exception) -> None:
         self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")
+
+
+def _densities(bundle: Bundle) -> dict[str, FrameDensity]:
+    """Return the densities of the cameras' frames; none in bundles from before they were kept."""
+    if FILE not in bundle.manifest["files"]:
+        return {}
+    cameras = tuple(camera.name for camera in bundle.profile.cameras)
+    return load_densities(bundle.checked_file(FILE), cameras)
 
 
 def _finite(goal: Goal) -> Goal:

@@ -257,6 +257,7 @@ class MpcPlannerNode(ManagedNode):
         for name, value, text in (
             ("surprise_limit", safety.surprise_limit, "surprise that is too much; 1 is usual"),
             ("uncertainty_limit", safety.uncertainty_limit, "too much uncertainty; 1 is usual"),
+            ("strangeness_limit", safety.strangeness_limit, "frames too strange; 1 is unusual"),
             ("goal_reached", default.hold.reached, "hold within so many tolerances of the goal"),
             ("goal_resume", default.hold.resume, "move again beyond so many tolerances"),
             ("goal_reached_steps", default.hold.steps, "hold so few model steps from a picture"),
@@ -388,6 +389,7 @@ class MpcPlannerNode(ManagedNode):
         self._cycle.limits = Limits(
             surprise=value("surprise_limit"),
             surprise_cycles=value("surprise_cycles"),
+            strangeness=value("strangeness_limit"),
             hold=HoldLimits(
                 reached=value("goal_reached"),
                 resume=max(value("goal_resume"), value("goal_reached")),

@@ -478,6 +478,7 @@ class WorldModelNode(ManagedNode):
             "encode_ms_p50": foresight.encode_ms.percentile(50),
             "encode_ms_p99": foresight.encode_ms.percentile(99),
             "surprise": foresight.surprise,
+            "strangeness": foresight.strangeness[0],
             **_drift_figures(foresight.drift),
             "imagined": foresight.imagined,
             "callback_ms_p99": self.watch.ms.percentile(99),

@@ -38,6 +38,7 @@ class Reason(Enum):
     FRAMES_STALE = ("no fresh camera frame", "check the camera and its topic")
     FRAMES_FUTURE = ("a camera's frames are stamped in the future", "synchronise the clocks")
     FRAMES_FROZEN = ("a camera repeats its last picture", "restart the camera's driver")
+    FRAMES_STRANGE = ("a camera sees nothing like the training data", "look at lens, light, camera")
     CONTEXT_EMPTY = ("the model's context is not full yet", "wait; check frame and joint rates")
     ENGINE_ERROR = ("the model's engine failed", "read the planner's log and restart it")
     SECOND_SOURCE = ("two nodes send external commands", "stop one of them")
