@@ -65,6 +65,13 @@ def test_an_episode_repeats_by_its_seed():
     assert (other.joints[0] != first.joints[0]).any()
 
 
+def test_labels_of_what_a_level_adds_are_unknown_without_it():
+    profile = load_profile("tabletop_hazards")
+    episode = generate_episode(profile, 12)
+    known = np.isfinite(episode.labels).all(axis=0)
+    assert [name.startswith(("mug", "tip")) for name in profile.label_names] == known.tolist()
+
+
 def test_workers_keep_the_order():
     profile = load_profile("tabletop")
     alone = [e.name for e in generate_episodes(profile, range(5), workers=1, render=False)]

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wm_node.cli.main import main
+from wm_node.model.config import ModelConfig
 from wm_node.model.export import untrained_bundle
 from wm_node.planning.planner import MpcPlanner, PlannerConfig
 from wm_node.planning.world_model import Context, Floats, Goal, Outcomes
@@ -26,6 +27,7 @@ from wm_node.training.fidelity import (
     draw_sequences,
     find_moment,
     measure,
+    require_tabletop,
     transitions,
     watch,
 )
@@ -296,3 +298,10 @@ def test_another_robot_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     bundle = untrained_bundle(load_profile("g1_bottle"), tmp_path / "b")
     assert fidelity("--bundle", str(bundle.path)) == 1
     assert "simulated table-top" in capsys.readouterr().err
+
+
+def test_what_else_stands_on_the_table_may_be_labelled_too(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    config = ModelConfig(transition_blocks=1)
+    untrained_bundle(load_profile("tabletop_hazards"), path, config=config, searches={})
+    assert require_tabletop(path, "this is of").name == "tabletop_hazards"

@@ -16,7 +16,7 @@ from wm_node.data.images import resize_area
 from wm_node.data.resample import event_flags, tick_actions, tick_stamps, to_ns
 from wm_node.profile import RobotProfile
 from wm_node.sim.episode import record_episode
-from wm_node.sim.level import BASIC
+from wm_node.sim.level import BASIC, OTHERS
 from wm_node.sim.levels import find_level
 from wm_node.sim.mix import DEFAULT_MIX, Mix
 from wm_node.sim.processes import in_processes
@@ -73,6 +73,10 @@ def generate_episode(
         "tip_x": streams.tip[at, 0],
         "tip_y": streams.tip[at, 1],
     }
+    nowhere = np.full((len(streams.stamps), 2), np.nan)
+    for name in OTHERS:
+        place = streams.others.get(name, nowhere)[at]
+        columns |= {f"{name}_x": place[:, 0], f"{name}_y": place[:, 1]}
     return EpisodeArrays(
         name=f"sim_{seed:07d}_{streams.behaviour}",
         stamps=ticks,
