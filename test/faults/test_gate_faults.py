@@ -6,13 +6,18 @@ machine's clock, on which the process is killed.
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from geometry_msgs.msg import TwistStamped
@@ -30,6 +35,7 @@ Note = Callable[[str, float], None]
 # From the death of the planner's process to the first decelerating command.
 ONSET_S = 0.100
 DISCOVERY_S = 0.5  # until a new publisher is known
+STILL = 0.03  # rad/s; below it the arm stands
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,46 @@ def test_a_planner_that_misbehaves_is_stopped_with_the_reason(
     upstream.tell(values=values, **told)
     braked(upstream, began_s, limit_s, measure)
     upstream.wait_for_reason(reason)
+
+
+def test_a_planner_whose_participant_leaves_while_its_process_lives_stops_the_robot(
+    upstream: Any, measure: Note
+) -> None:
+    values = upstream.moving()
+    began_s = time.time()
+    upstream.tell(values=values, leave=True)
+    braked(upstream, began_s, 0.3, measure)  # leaving takes a while: it speaks until then
+    upstream.wait_for_reason("HEARTBEAT_LOST")
+    upstream.wait(upstream.latched, "the gate did not latch")
+    assert upstream.processes["upstream"].poll() is None
+    upstream.kill("upstream")
+
+
+def test_a_machine_without_time_to_spare_leaves_no_motion_without_commands(
+    upstream: Any, measure: Note
+) -> None:
+    """Four busy processes a core, all with the same right to run as those of the robot."""
+    upstream.moving()
+    upstream.speeds.clear()
+    upstream.commands.clear()
+    loop = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(loop) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        upstream.spin(4.0)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait(10)
+    upstream.tell(values=[0.0, 0.0])
+    upstream.standstill()
+    stamps = np.array([command.stamp_s for command in upstream.commands])
+    measure("longest_silence_ms", 1e3 * float(np.diff(stamps).max()))
+    # The driver brakes by itself when commands stay away; nothing moves on the last one for long.
+    allowed_s = 0.2 + upstream.profile.safety.stopping_time_s + 0.05
+    for before_s, after_s in itertools.pairwise(stamps):
+        late = [s for s in upstream.speeds if before_s + allowed_s < s.stamp_s < after_s]
+        assert all(speed.value < STILL for speed in late)
+    upstream.wait(upstream.passes, "the gate does not pass commands again")
 
 
 def test_stale_joint_states_stop_the_robot(upstream: Any, measure: Note) -> None:

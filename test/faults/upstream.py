@@ -38,6 +38,8 @@ class Told:
     hang: bool = False
     flood: int = 0
     """Commands more, with each heartbeat."""
+    leave: bool = False
+    """Leave the ROS graph, and live on."""
 
 
 class Upstream(Node):
@@ -95,6 +97,8 @@ class Upstream(Node):
 def _listen(node: Upstream) -> None:
     for line in sys.stdin:
         node.told = Told(**json.loads(line))
+        if node.told.leave:
+            rclpy.shutdown()
 
 
 def main() -> None:
@@ -108,6 +112,8 @@ def main() -> None:
         pass
     finally:
         rclpy.try_shutdown()
+    if node.told.leave:
+        threading.Event().wait()  # until killed
 
 
 if __name__ == "__main__":
