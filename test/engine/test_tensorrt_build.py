@@ -34,7 +34,7 @@ from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.export import export_graph, graphs_of, round_matrices, save_weights
 from wm_node.model.world import WorldModelNet
-from wm_node.profile import load_profile
+from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import resource
 
 pytestmark = pytest.mark.skipif(
@@ -97,15 +97,29 @@ def test_a_robot_without_labels_under_position_control(
     trt: TensorRt, bundle: Bundle, tmp_path: Path
 ) -> None:
     """The rollout of many joints, whose regression and missing heads no shipped bundle has."""
-    torch.manual_seed(0)
-    profile = load_profile("g1_bottle")
-    net = WorldModelNet(Dims.of(profile), ModelConfig()).eval()
-    round_matrices(net)
-    save_weights(net, tmp_path / "weights.safetensors")
-    entry = export_graph(net, "rollout", graphs_of(net, profile, {})["rollout"], tmp_path)
-    spec = GraphSpec(entry["file"], tuple(entry["inputs"]), tuple(entry["outputs"]), True)
-    humanoid = replace(_of_files(bundle, tmp_path), graphs={"rollout": spec})
+    humanoid = _of_one_graph(bundle, tmp_path, load_profile("g1_bottle"), ModelConfig(), "rollout")
     assert build_engine(trt, humanoid, "rollout", replace(SM86, precision="fp16"))
+
+
+def test_futures_that_are_told_apart(trt: TensorRt, bundle: Bundle, tmp_path: Path) -> None:
+    """No bundle that ships has them yet."""
+    config = ModelConfig(transition_blocks=2, futures=4)
+    told_apart = _of_one_graph(bundle, tmp_path, load_profile("tabletop"), config, "futures")
+    for precision in ("fp32", "fp16"):
+        assert build_engine(trt, told_apart, "futures", replace(SM86, precision=precision))
+
+
+def _of_one_graph(
+    bundle: Bundle, folder: Path, profile: RobotProfile, config: ModelConfig, graph: str
+) -> Bundle:
+    """A bundle with one graph of a network with random weights."""
+    torch.manual_seed(0)
+    net = WorldModelNet(Dims.of(profile), config).eval()
+    round_matrices(net)
+    save_weights(net, folder / "weights.safetensors")
+    entry = export_graph(net, graph, graphs_of(net, profile, {})[graph], folder)
+    spec = GraphSpec(entry["file"], tuple(entry["inputs"]), tuple(entry["outputs"]), True)
+    return replace(_of_files(bundle, folder), graphs={graph: spec})
 
 
 def test_progress_is_told_to_its_end(trt: TensorRt, bundle: Bundle) -> None:

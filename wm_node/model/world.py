@@ -216,7 +216,7 @@ class WorldModelNet(nn.Module):
         return {
             "future_latents": future[0],
             "future_joints": future_joints,
-            "likelihood": self.likelihood(hidden[0, :, -1])[0].softmax(-1),
+            "likelihood": self.likelihood(hidden[0, :, -1]).softmax(-1)[0],
             **self._labelled(future[0], future_joints),
         }
 
