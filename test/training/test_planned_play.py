@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -115,3 +116,14 @@ def test_planner_and_bundle_go_together(
 ) -> None:
     assert wm(["collect", "--out", str(tmp_path / "bags"), *words]) == 1
     assert told in capsys.readouterr().err
+
+
+def test_where_no_target_is_fit_the_planner_plays_all_the_same(
+    bundle: Bundle, sim: TabletopSim
+) -> None:
+    rng = np.random.default_rng(0)
+    play = PlannedPlay(MpcPolicy(bundle.path, "openvino", "state"))
+    sim.reset(5)
+    sim.setup = replace(sim.setup, accepts=lambda start, goal: False)
+    play.reset(sim, rng)
+    assert np.isfinite([play.act(sim, rng) for _ in range(3)]).all()

@@ -58,7 +58,7 @@ class PlannedPlay:
         self._applied = []
         self._next = self._noise = np.zeros(2)
         self._deviation = float(rng.choice(NOISE_M_S))
-        task = draw_target(sim, rng)
+        task = self._first_target(sim, rng)
         self._goal = task.goal
         self._policy.reset(task, sim)
 
@@ -76,6 +76,14 @@ class PlannedPlay:
         observation = Observation(stamp, sim.render(), sim.joint_positions(), tuple(self._applied))
         self._next = np.asarray(self._policy.act(observation), dtype=np.float64)
         return command
+
+    @staticmethod
+    def _first_target(sim: TabletopSim, rng: np.random.Generator) -> Task:
+        try:
+            return draw_target(sim, rng)
+        except WmError:  # among other things hardly any may be fit: what it tries is data too
+            x, y, _, _ = sim.mug_pose()
+            return Task(sim.seed, (x, y), (0.0, 0.0))
 
     def _aim_anew(self, sim: TabletopSim, rng: np.random.Generator) -> None:
         try:
