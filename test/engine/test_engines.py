@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -41,6 +43,14 @@ def test_backend_reproduces_the_golden_arrays(bundle: Bundle, backend: str) -> N
     assert engine.name.startswith(backend)
 
 
+def test_recurrent_dynamics_are_reproduced_in_bf16(tmp_path: Path) -> None:
+    config = ModelConfig(transition_blocks=2)
+    profile = load_profile("tabletop")
+    bundle = untrained_bundle(profile, tmp_path / "b", config=config, spread=0.2, searches={})
+    # Random weights magnify rounding more than trained ones do.
+    assert check_golden(bundle, load_engine(bundle, "openvino"), list(bundle.graphs), 1.0) < 0.2
+
+
 def test_backends_agree_on_a_population_of_another_size(bundle: Bundle) -> None:
     inputs = dict(read_golden(bundle)["rollout"]["in"])
     random = np.random.default_rng(0)
@@ -49,6 +59,10 @@ def test_backends_agree_on_a_population_of_another_size(bundle: Bundle) -> None:
     second = load_engine(bundle, "torch").run("rollout", inputs)
     for name, expected in second.items():
         assert np.abs(first[name] - expected).max() <= 0.08 * expected.std() + 1e-3, name
+
+
+def _is_narrow(op: Any) -> bool:
+    return bool(op.get_output_size()) and op.get_output_element_type(0).to_string() == "bf16"
 
 
 @pytest.mark.parametrize("blocks", [0, 2], ids=["transformer", "recurrent"])
@@ -73,6 +87,16 @@ def test_products_of_the_dynamics_alone_are_typed_as_bf16(tmp_path: Path, blocks
     assert all(name.startswith(("net.dynamics.", "net.heads.")) for name in kinds["bf16"])
     assert any("joint_baseline" in name for name in kinds["f32"])
     assert not kinds["bf16"] & kinds["f32"]
+    # What directly follows is computed with the product: biases, SiLU, ReLU.
+    narrow = [op for op in model.get_ordered_ops() if _is_narrow(op)]
+    following = Counter(op.get_type_name() for op in narrow)
+    assert following["Add"] > 20
+    assert following["Sigmoid"] == following["Multiply"] > 0
+    assert following["Relu"] == 2  # of the ensemble and of its priors
+    # And goes back to f32 before anything else reads it.
+    for op in narrow:
+        readers = {reader.get_node().get_type_name() for reader in op.output(0).get_target_inputs()}
+        assert readers <= {"Add", "Sigmoid", "Multiply", "Relu", "MatMul", "Convert"}
 
 
 @pytest.mark.parametrize("blocks", [0, 2], ids=["transformer", "recurrent"])

@@ -28,7 +28,9 @@ def type_products_as_bf16(model: ov.Model) -> int:
     """Let the products with the weights of dynamics and heads take and give bf16; all else stays.
 
     OpenVINO computes an operation in the type that it has in the graph even where
-    ``INFERENCE_PRECISION_HINT`` asks for more.
+    ``INFERENCE_PRECISION_HINT`` asks for more. It gives out a product of bf16 as bf16, so what is
+    added to it and a SiLU or ReLU behind it are typed as bf16 too: computed within the product,
+    before it is rounded, they cost neither time nor bits.
 
     Returns:
         How many products were changed.
@@ -44,17 +46,57 @@ def type_products_as_bf16(model: ov.Model) -> int:
             continue
         attributes = product.get_attributes()
         result = ops.matmul(
-            ops.convert(product.input_value(0), "bf16"),
+            _narrowed(product.input_value(0)),
             ops.convert(product.input_value(1), "bf16"),
             attributes["transpose_a"],
             attributes["transpose_b"],
         )
+        last, result = _with_what_follows(product, result)
         back = ops.convert(result, "f32").output(0)
-        for reader in list(product.output(0).get_target_inputs()):
+        for reader in list(last.output(0).get_target_inputs()):
             reader.replace_source_output(back)
         changed += 1
     model.validate_nodes_and_infer_types()
     return changed
+
+
+def _narrowed(value: Any) -> Any:
+    """Return a value as bf16; one that was bf16 just before is taken from there."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert" and node.get_input_element_type(0) == ov.Type.bf16:
+        return node.input_value(0)
+    return ops.convert(value, "bf16")
+
+
+def _with_what_follows(product: Any, result: Any) -> tuple[Any, Any]:
+    """Add the bias to a product's result, and then SiLU or ReLU, where nothing else reads it.
+
+    Returns:
+        The last node of the graph that the result stands for, and the result.
+    """
+    last = product
+    readers = _readers(last)
+    if [node.get_type_name() for node in readers] == ["Add"]:
+        other = next(
+            value
+            for value in (readers[0].input_value(0), readers[0].input_value(1))
+            if value.get_node().get_name() != product.get_name()
+        )
+        if other.get_node().get_type_name() == "Constant":
+            last, result = readers[0], ops.add(result, ops.convert(other, "bf16"))
+    readers = _readers(last)
+    kinds = sorted(node.get_type_name() for node in readers)
+    if kinds == ["Relu"]:
+        return readers[0], ops.relu(result)
+    if kinds == ["Multiply", "Sigmoid"]:
+        gate, scaled = sorted(readers, key=lambda node: node.get_type_name(), reverse=True)
+        if [node.get_name() for node in _readers(gate)] == [scaled.get_name()]:
+            return scaled, ops.multiply(result, ops.sigmoid(result))
+    return last, result
+
+
+def _readers(node: Any) -> list[Any]:
+    return [reader.get_node() for reader in node.output(0).get_target_inputs()]
 
 
 def weight_of(product: Any) -> Any | None:

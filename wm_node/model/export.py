@@ -187,15 +187,20 @@ def round_matrices(net: WorldModelNet) -> None:
     """Round matrices in place as they will be stored: to half precision.
 
     Those that backends multiply in bf16 (:data:`wm_node.bundle.NARROW`) are rounded to that first,
-    so that they are the same in every precision, and a backend rounds what flows between them
-    alone. They were trained so, where training multiplied in bf16.
+    and so is what is added to their products, so that they are the same in every precision, and a
+    backend rounds what flows between them alone. They were trained so, where training multiplied
+    in bf16.
     """
     narrow = NARROW if net.config.transition_blocks else ()
+    added = {
+        f"{name}.bias" for name, module in net.named_modules() if isinstance(module, nn.Linear)
+    }
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
+            if name.startswith(narrow) and (_stored_as_half(tensor) or name in added):
+                tensor.copy_(tensor.bfloat16().float())
             if _stored_as_half(tensor):
-                rounded = tensor.bfloat16() if name.startswith(narrow) else tensor
-                tensor.copy_(rounded.half().float())
+                tensor.copy_(tensor.half().float())
 
 
 def _stored_as_half(tensor: Tensor) -> bool:
