@@ -10,7 +10,14 @@ import pytest
 
 from wm_node.bundle import load_bundle
 from wm_node.profile import load_profile
-from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
+from wm_node.resources import (
+    BUNDLE,
+    HAZARDS_BUNDLE,
+    LABEL_FREE_BUNDLE,
+    resource,
+    shipped_bundle,
+)
+from wm_node.sim.levels import LEVELS
 
 SHIPPED = sorted(path.parent for path in resource("bundles").glob("*/manifest.yaml"))
 
@@ -23,8 +30,17 @@ def lineage(path: Path) -> Iterator[Mapping[str, Any]]:
         training = (training.get("start_from") or {}).get("training")
 
 
-def test_both_ship() -> None:
-    assert {path.name for path in SHIPPED} == {Path(BUNDLE).name, Path(LABEL_FREE_BUNDLE).name}
+def test_all_of_them_ship() -> None:
+    named = (BUNDLE, LABEL_FREE_BUNDLE, HAZARDS_BUNDLE)
+    assert {path.name for path in SHIPPED} == {Path(name).name for name in named}
+
+
+def test_levels_with_hazards_get_the_bundle_that_knows_them() -> None:
+    given = {name: shipped_bundle("image", level.hazards) for name, level in LEVELS.items()}
+    for name in ("clutter", "moving_hand"):
+        assert given.pop(name) == shipped_bundle("state", hazards=True) == resource(HAZARDS_BUNDLE)
+    assert set(given.values()) == {resource(LABEL_FREE_BUNDLE)}
+    assert "hit" in load_bundle(resource(HAZARDS_BUNDLE)).profile.event_names
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

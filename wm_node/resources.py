@@ -17,6 +17,8 @@ BUNDLE = "bundles/tabletop"
 """The bundle that ships: labels of the simulator shaped its encoder and rollout."""
 LABEL_FREE_BUNDLE = "bundles/tabletop_label_free"
 """Its sibling: encoder and rollout learnt from video, joints and actions alone."""
+HAZARDS_BUNDLE = "bundles/tabletop_hazards"
+"""Of the same table with other things on it, and a person who reaches across."""
 
 
 def _candidates() -> list[Path]:
@@ -43,6 +45,11 @@ def resource(relative: str) -> Path:
     raise WmError(f"'{relative}' is not part of this installation of wm_node (looked in {looked}).")
 
 
-def shipped_bundle(goal: str) -> Path:
-    """Return the shipped bundle for goals by ``state`` or ``image``."""
+def shipped_bundle(goal: str, hazards: bool = False) -> Path:
+    """Return the shipped bundle for goals by ``state`` or ``image``.
+
+    ``hazards``: for scenes in which other things stand about or a person reaches in.
+    """
+    if hazards:
+        return resource(HAZARDS_BUNDLE)
     return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)

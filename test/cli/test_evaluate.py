@@ -12,7 +12,7 @@ from wm_node.cli.main import main
 from wm_node.errors import WmError
 from wm_node.model.export import untrained_bundle
 from wm_node.profile import load_profile
-from wm_node.resources import BUNDLE, LABEL_FREE_BUNDLE, resource
+from wm_node.resources import BUNDLE, HAZARDS_BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.task import EpisodeScore
 from wm_node.statistics import wilson95
@@ -65,12 +65,20 @@ def test_a_checkpoint_is_scored_on_the_levels_that_are_asked_for() -> None:
         planning_score(3, 1, "openvino", ("basic", "hell"))
 
 
-@pytest.mark.parametrize(("goal", "shipped"), [("state", BUNDLE), ("image", LABEL_FREE_BUNDLE)])
+@pytest.mark.parametrize(
+    ("goal", "level", "shipped"),
+    [
+        ("state", "basic", BUNDLE),
+        ("image", "basic", LABEL_FREE_BUNDLE),
+        ("image", "clutter", HAZARDS_BUNDLE),
+    ],
+)
 def test_without_a_bundle_the_one_that_ships_for_such_goals_plays(
-    goal: str, shipped: str, tmp_path: Path
+    goal: str, level: str, shipped: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "f.json"
-    words = ["--goal", goal, "--episodes", "1", "--workers", "1", "--candidates", "4"]
+    words = ["--goal", goal, "--level", level, "--episodes", "1", "--workers", "1"]
+    words += ["--candidates", "4"]
     assert evaluate(*words, "--iterations", "1", "--json", str(file)) == 0
     played = json.loads(file.read_text())["bundle_sha256"]
     assert played == load_bundle(resource(shipped)).sha256

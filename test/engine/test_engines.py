@@ -117,7 +117,7 @@ def test_weights_of_narrow_products_are_the_same_in_every_precision(
     assert not all(exact[name] for name in exact.keys() - narrow)
 
 
-@pytest.mark.parametrize("name", ["tabletop", "tabletop_label_free"])
+@pytest.mark.parametrize("name", ["tabletop", "tabletop_hazards", "tabletop_label_free"])
 def test_the_shipped_bundles_joints_are_not_rounded(name: str) -> None:
     bundle = load_bundle(BUNDLES / name)
     golden = read_golden(bundle)["rollout"]

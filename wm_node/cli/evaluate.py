@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         help="what 'wm train' wrote (default: bundles/tabletop; for the suite's goals by picture "
-        "bundles/tabletop_label_free, whose encoder and rollout never saw a label)",
+        "bundles/tabletop_label_free, whose encoder and rollout never saw a label; for the levels "
+        "clutter and moving_hand bundles/tabletop_hazards)",
     )
     parser.add_argument("--backend", default="openvino", help="openvino or torch")
     parser.add_argument("--threads", type=int, default=1, help="of inference, each process")
@@ -105,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
         from wm_node.training.bag_evaluation import run_bags
 
         return run_bags(args)
-    if args.bundle is None:
-        args.bundle = shipped_bundle(args.goal) if args.suite else resource(BUNDLE)
+    if args.bundle is None and not args.suite:
+        args.bundle = resource(BUNDLE)
     if sum(map(bool, (args.suite, args.fidelity, args.alarms))) > 1:
         raise WmError("give one of --suite, --fidelity and --alarms.")
     if args.fidelity:
@@ -119,12 +120,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_suite(args: argparse.Namespace) -> int:
+    from wm_node.sim.levels import find_level
     from wm_node.training.suite_evaluation import check_planners, evaluate_suite
 
     planners, levels = args.planner.split(","), args.level.split(",")
     settings = _settings(args)
+    bundles = {
+        level: args.bundle or shipped_bundle(args.goal, find_level(level).hazards)
+        for level in levels
+    }
     for level in levels:
-        check_planners(planners, level, args.goal, args.bundle, args.backend, settings)
+        check_planners(planners, level, args.goal, bundles[level], args.backend, settings)
     console = Console(stderr=True)
     rows = []
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -133,7 +139,7 @@ def _run_suite(args: argparse.Namespace) -> int:
             figures = evaluate_suite(
                 planner,
                 args.goal,
-                args.bundle,
+                bundles[level],
                 args.backend,
                 args.episodes,
                 args.seed,
