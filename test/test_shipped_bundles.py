@@ -35,10 +35,10 @@ def test_all_of_them_ship() -> None:
     assert {path.name for path in SHIPPED} == {Path(name).name for name in named}
 
 
-def test_levels_with_hazards_get_the_bundle_that_knows_them() -> None:
-    given = {name: shipped_bundle("image", level.hazards) for name, level in LEVELS.items()}
+def test_levels_with_other_things_get_the_bundle_that_knows_them() -> None:
+    given = {name: shipped_bundle("image", bool(level.adds)) for name, level in LEVELS.items()}
     for name in ("clutter", "moving_hand"):
-        assert given.pop(name) == shipped_bundle("state", hazards=True) == resource(HAZARDS_BUNDLE)
+        assert given.pop(name) == shipped_bundle("state", others=True) == resource(HAZARDS_BUNDLE)
     assert set(given.values()) == {resource(LABEL_FREE_BUNDLE)}
     assert "hit" in load_bundle(resource(HAZARDS_BUNDLE)).profile.event_names
 

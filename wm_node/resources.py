@@ -45,11 +45,11 @@ def resource(relative: str) -> Path:
     raise WmError(f"'{relative}' is not part of this installation of wm_node (looked in {looked}).")
 
 
-def shipped_bundle(goal: str, hazards: bool = False) -> Path:
+def shipped_bundle(goal: str, others: bool = False) -> Path:
     """Return the shipped bundle for goals by ``state`` or ``image``.
 
-    ``hazards``: for scenes in which other things stand about or a person reaches in.
+    ``others``: for scenes in which other things stand about or a person reaches in.
     """
-    if hazards:
+    if others:
         return resource(HAZARDS_BUNDLE)
     return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)

@@ -281,7 +281,7 @@ def test_the_hand_comes_goes_and_keeps_its_outline(sims):
 def test_levels_tell_where_what_they_add_stands(sims):
     clutter = sims["clutter"]
     clutter.reset(5)
-    assert set(clutter.others()) == {"second_mug", "block"}
+    assert set(clutter.others()) == {"second_mug", "block"} == set(clutter.level.adds)
     assert clutter.others()["block"] == tuple(clutter.model.body("block").pos[:2])
     clutter.restore(moved_to(clutter, (0.0, 0.0), (0.2, 0.2), second_mug=standing(0.1, -0.1, 0.0)))
     assert clutter.others()["second_mug"] == pytest.approx((0.1, -0.1))

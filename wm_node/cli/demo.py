@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
     from wm_node.sim.levels import find_level
 
-    hazards = find_level(args.level).hazards
-    bundle = load_bundle(args.bundle or shipped_bundle(args.goal, hazards))
+    others = bool(find_level(args.level).adds)
+    bundle = load_bundle(args.bundle or shipped_bundle(args.goal, others))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "

@@ -126,7 +126,7 @@ def _run_suite(args: argparse.Namespace) -> int:
     planners, levels = args.planner.split(","), args.level.split(",")
     settings = _settings(args)
     bundles = {
-        level: args.bundle or shipped_bundle(args.goal, find_level(level).hazards)
+        level: args.bundle or shipped_bundle(args.goal, bool(find_level(level).adds))
         for level in levels
     }
     for level in levels:

@@ -158,7 +158,8 @@ class Caller:
         else:
             raise TypeError(f"cannot set a parameter to a {type(value).__name__}")
         request = SetParameters.Request(parameters=[Parameter(name=parameter, value=typed)])
-        result = self.call(SetParameters, f"{name}/set_parameters", request).results[0]
+        service = f"{name}/set_parameters"
+        result = self.call(SetParameters, service, request, resend_s=2.0).results[0]
         if not result.successful:
             raise WmError(f"'{name}' refused the parameter '{parameter}': {result.reason}.")
 

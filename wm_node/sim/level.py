@@ -103,13 +103,15 @@ def _as_drawn(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> 
 class Level:
     """A level. ``arrange`` may change the model of an episode; it sets anew all that it sets once.
 
-    ``hazards`` says that a straight push may break a rule, so that a reference must look out.
+    ``hazards`` says that a straight push may break a rule, so that a reference must look out;
+    ``adds`` names those of :data:`OTHERS` that stand in its scene.
     """
 
     name: str
     parts: SceneParts | None = None
     arrange: Callable[[mujoco.MjModel, Start, np.random.Generator], Setup] = _as_drawn
     hazards: bool = False
+    adds: tuple[str, ...] = ()
 
 
 BASIC = Level("basic")

@@ -151,4 +151,6 @@ def _setup(start: Start, mug: Disc, block: Disc, yaw: float) -> Setup:
     )
 
 
-CLUTTER = Level("clutter", SceneParts(bodies=_BODIES), _arrange, hazards=True)
+CLUTTER = Level(
+    "clutter", SceneParts(bodies=_BODIES), _arrange, hazards=True, adds=("second_mug", "block")
+)

@@ -178,4 +178,6 @@ def _rules(reach: Reach) -> tuple[Rule, ...]:
     return Rule("arm touched the hand", arm), Rule("mug hit the hand", mug)
 
 
-MOVING_HAND = Level("moving_hand", SceneParts(bodies=_bodies()), _arrange, hazards=True)
+MOVING_HAND = Level(
+    "moving_hand", SceneParts(bodies=_bodies()), _arrange, hazards=True, adds=("hand",)
+)
