@@ -150,7 +150,7 @@ def test_an_interrupted_demo_leaves_no_process(
     assert set(_nodes_of(tmp_path / "out")) == NODES
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert _nodes_of(tmp_path / "out") == {}
