@@ -37,7 +37,7 @@ from wm_node.sim.suite import run_suite
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import EpisodeScore, Task
 from wm_node.statistics import wilson95
-from wm_node.training.data import VALIDATION_EVERY, TrainingData, prefetch
+from wm_node.training.data import TrainingData, is_left_out, prefetch
 from wm_node.training.policies import MpcPolicy
 
 FILE = "lewm.safetensors"
@@ -54,7 +54,7 @@ def batches(data: TrainingData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         [
             np.arange(episode.start, episode.start + episode.length - span)
             for number, episode in enumerate(data.dataset.episodes)
-            if number % VALIDATION_EVERY != VALIDATION_EVERY - 1 and episode.length > span
+            if not is_left_out(number) and episode.length > span
         ]
     )
     mean, std = data.statistics()["actions"]

@@ -29,8 +29,6 @@ from wm_node.nodes.lifecycle import Caller, bring_up
 from wm_node.profile import load_profile
 
 GATE, ROBOT = "/safety_gate", "/sim_robot"
-# Joint speeds in rad/s: below the first the arm stands still, above the second it moves.
-STILL, MOVES = 0.03, 0.1
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,9 @@ def _seconds(header: Any) -> float:
 
 class Bench:
     """Starts and ends the processes, and keeps what they publish."""
+
+    # Joint speeds in rad/s: below the first the arm stands still, above the second it moves.
+    STILL, MOVES = 0.03, 0.1
 
     def __init__(self, domain: int, folder: Path) -> None:
         self.environment = node_environment(domain, folder)
@@ -185,7 +186,7 @@ class Bench:
             lambda: (
                 len(self.commands) > 15
                 and all(abs(c.value - speed) < 1e-6 for c in self.commands[-15:])
-                and self.speeds[-1].value > MOVES
+                and self.speeds[-1].value > self.MOVES
             ),
             "the arm did not move",
         )
@@ -199,8 +200,10 @@ class Bench:
 
     def standstill(self) -> float:
         """Wait until the arm has stood still for 0.2 s; return since when, in the robot's clock."""
-        self.wait(lambda: all(s.value < STILL for s in self.speeds[-20:]), "the arm did not stop")
-        last = max(i for i, s in enumerate(self.speeds) if s.value >= STILL)
+        self.wait(
+            lambda: all(s.value < self.STILL for s in self.speeds[-20:]), "the arm did not stop"
+        )
+        last = max(i for i, s in enumerate(self.speeds) if s.value >= self.STILL)
         return self.speeds[last + 1].stamp_s
 
     def passes(self) -> bool:

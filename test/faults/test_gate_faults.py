@@ -35,7 +35,6 @@ Note = Callable[[str, float], None]
 # From the death of the planner's process to the first decelerating command.
 ONSET_S = 0.100
 DISCOVERY_S = 0.5  # until a new publisher is known
-STILL = 0.03  # rad/s; below it the arm stands
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def test_a_machine_without_time_to_spare_leaves_no_motion_without_commands(
     allowed_s = 0.2 + upstream.profile.safety.stopping_time_s + 0.05
     for before_s, after_s in itertools.pairwise(stamps):
         late = [s for s in upstream.speeds if before_s + allowed_s < s.stamp_s < after_s]
-        assert all(speed.value < STILL for speed in late)
+        assert all(speed.value < upstream.STILL for speed in late)
     upstream.wait(upstream.passes, "the gate does not pass commands again")
 
 

@@ -33,7 +33,6 @@ from wm_node.resources import BUNDLE, resource
 LONG_S, SHORT_S = 3600.0, 45.0
 SOAK_S = float(os.environ.get("WM_SOAK_S") or (LONG_S if os.environ.get("WM_VERIFY") else SHORT_S))
 SEED = int(os.environ.get("WM_SOAK_SEED", "0"))
-STILL, MOVES = 0.03, 0.1  # joint speeds in rad/s
 GROWTH_MB = 60.0  # of a process's memory, from its first minute to its end
 GAP_S = 0.6  # without joint states in a bag: a second that is not whole was lost
 
@@ -81,7 +80,7 @@ class Soak:
         """Wait until the arm moves; tell whether it does."""
         try:
             self.bench.wait(
-                lambda: bool(self.bench.speeds) and self.bench.speeds[-1].value > MOVES,
+                lambda: bool(self.bench.speeds) and self.bench.speeds[-1].value > self.bench.MOVES,
                 "the arm did not move",
                 timeout_s,
             )
@@ -169,7 +168,7 @@ def _suffer(soak: Soak, fault: Fault) -> None:
     began_s = time.time()
     repair = fault.inject(soak)
     bench.spin(1.2)
-    late = [s for s in bench.speeds if s.value > STILL and s.stamp_s > began_s]
+    late = [s for s in bench.speeds if s.value > bench.STILL and s.stamp_s > began_s]
     still_after_s = max((s.stamp_s - began_s for s in late), default=0.0)
     soak.faults.append({"name": fault.name, "moved": moved, "still_after_s": still_after_s})
     if fault.still_within_s is not None:

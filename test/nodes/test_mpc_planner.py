@@ -318,15 +318,19 @@ def test_a_planner_that_commands_nothing_does_not_miss_the_readback(operated: Pa
     assert not any("actions" in detail for detail in details)
 
 
+def _ends_the_commands(robot: Robot, reason: str) -> None:
+    robot.await_reason(reason)
+    commands = robot.fresh(COMMAND)
+    robot.await_reason(reason)
+    assert commands == []
+
+
 @pytest.mark.parametrize(("shift_s", "reason"), [(0.3, "FRAMES_FUTURE"), (-0.6, "FRAMES_STALE")])
 def test_a_camera_whose_clock_is_wrong_ends_the_commands(pair: Pair, shift_s: float, reason: str):
     robot = pair.robot
     robot.frame_shift_s = shift_s
     try:
-        robot.await_reason(reason)
-        commands = robot.fresh(COMMAND)
-        robot.await_reason(reason)
-        assert commands == []
+        _ends_the_commands(robot, reason)
     finally:
         robot.frame_shift_s = 0.0
     robot.await_reason("OK")
@@ -336,10 +340,7 @@ def test_a_frozen_camera_ends_the_commands(pair: Pair):
     robot = pair.robot
     robot.frozen, robot.drift = True, 0.002
     try:
-        robot.await_reason("FRAMES_FROZEN")
-        commands = robot.fresh(COMMAND)
-        robot.await_reason("FRAMES_FROZEN")
-        assert commands == []
+        _ends_the_commands(robot, "FRAMES_FROZEN")
     finally:
         robot.frozen, robot.drift = False, 0.0
     robot.await_reason("OK")
@@ -349,10 +350,7 @@ def test_a_covered_lens_ends_the_commands(pair: Pair):
     robot = pair.robot
     robot.dark = True
     try:
-        robot.await_reason("FRAMES_STRANGE")
-        commands = robot.fresh(COMMAND)
-        robot.await_reason("FRAMES_STRANGE")
-        assert commands == []
+        _ends_the_commands(robot, "FRAMES_STRANGE")
     finally:
         robot.dark = False
     robot.await_reason("OK")

@@ -29,8 +29,8 @@ def type_products_as_bf16(model: ov.Model) -> int:
 
     OpenVINO computes an operation in the type that it has in the graph even where
     ``INFERENCE_PRECISION_HINT`` asks for more. It gives out a product of bf16 as bf16, so what is
-    added to it and a SiLU or ReLU behind it are typed as bf16 too: computed within the product,
-    before it is rounded, they cost neither time nor bits.
+    added to it and a SiLU or ReLU behind it are typed as bf16 too, that it may compute them within
+    the product.
 
     Returns:
         How many products were changed.

@@ -62,21 +62,34 @@ class WorldModelNet(nn.Module):
         result: Tensor = values * std + mean
         return result
 
+    @property
+    def codes(self) -> Tensor:
+        """(F, width): one for each future, of a model that tells futures apart."""
+        codes = self.dynamics.codes
+        assert isinstance(codes, Tensor)
+        return codes
+
     def predict(
-        self, latents: Tensor, joints: Tensor, past: Tensor, actions: Tensor
+        self,
+        latents: Tensor,
+        joints: Tensor,
+        past: Tensor,
+        actions: Tensor,
+        code: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Roll out physical inputs.
 
         Args:
             latents: (B, C, latent); joints: (B, C, J); past: (B, C, ticks, A);
                 actions: (B, N, H, ticks, A).
+            code: (B, N, width) of :attr:`codes`, says which future; None: their mean.
 
         Returns:
             Future latents (B, N, H, latent), hidden states (B, N, H, width), and joints
             (B, N, H, J) by the linear baseline.
         """
         memory = self.remember(latents, joints, past)
-        return self.follow(memory, latents[:, -1], joints, past, actions)
+        return self.follow(memory, latents[:, -1], joints, past, actions, code)
 
     def remember(self, latents: Tensor, joints: Tensor, past: Tensor) -> Memory:
         """Read the context once for any number of rollouts; arguments as :meth:`predict`."""
@@ -97,8 +110,7 @@ class WorldModelNet(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Roll out of a remembered context whose newest latent is ``present`` (B, latent).
 
-        ``code`` (B, N, width) chooses among the futures of a model that has them. The other
-        arguments and the result are those of :meth:`predict`.
+        The other arguments and the result are those of :meth:`predict`.
         """
         # In full precision even under autocast: the joints' law is known better than bf16 holds.
         with torch.autocast(joints.device.type, enabled=False):
@@ -202,14 +214,11 @@ class WorldModelNet(nn.Module):
             future_latents (F, H, latent), future_joints (F, H, J), state (F, H, S) and risk
             (F, H, E) where the profile labels them, of each of F futures, and likelihood (F,).
         """
-        dynamics, dims = self.dynamics, self.dims
-        assert isinstance(dynamics, RecurrentDynamics)
-        assert dynamics.codes is not None
+        dims, codes = self.dims, self.codes.unsqueeze(0)
         memory = self.remember(latents, joints, past_actions)
         steps = actions.view(1, 1, dims.horizon, dims.ticks, dims.action)
         given = (memory, latents[:, -1], joints, past_actions)
         _, hidden, _ = self.follow(*given, steps)
-        codes = dynamics.codes.unsqueeze(0)
         many = steps.expand(-1, codes.shape[1], -1, -1, -1)
         future, state, guess = self.follow(*given, many, codes)
         future_joints = self.future_joints(state, guess, joints[:, -1])[0]

@@ -268,8 +268,8 @@ class Foresight:
             drawn = [outcomes, *(() if futures is None else (futures.outcomes,))]
             self._drawing = _Drawing(
                 observation,
-                np.concatenate([np.concatenate(list(each.latents)) for each in drawn]),
-                np.concatenate([np.concatenate(list(each.joints)) for each in drawn]),
+                np.concatenate([rows for each in drawn for rows in each.latents]),
+                np.concatenate([rows for each in drawn for rows in each.joints]),
                 observation.context.joints[-1],
                 None if futures is None else futures.likelihood,
             )

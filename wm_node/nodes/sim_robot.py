@@ -45,7 +45,6 @@ from wm_node.nodes.common import (
 from wm_node.nodes.frame_thread import FrameThread, Picture
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.events import EVENTS
-from wm_node.sim.level import OTHERS
 from wm_node.sim.levels import find_level
 from wm_node.sim.scene import TIP_HEIGHT
 from wm_node.sim.tabletop import COMMAND_TIMEOUT_S, DRIVER_STEP_S, JOINT_NAMES, TabletopSim
@@ -159,7 +158,7 @@ class SimRobot(ManagedNode):
         self._mug_publisher = publisher(PoseStamped, "sim_robot/mug_pose")
         self._tip_publisher = publisher(PointStamped, "sim_robot/tip")
         self._other_publishers = {
-            name: publisher(PointStamped, f"sim_robot/{name}") for name in OTHERS
+            name: publisher(PointStamped, f"sim_robot/{name}") for name in self._sim.level.adds
         }
         self._event_publishers = {
             event.name: publisher(Bool, event.topic)

@@ -96,6 +96,15 @@ def continued(actions: Floats, ticks: int) -> Floats:
     return np.concatenate([actions, np.repeat(actions[-1:], ticks - len(actions), 0)])
 
 
+def _prompt(context: Context) -> dict[str, Floats]:
+    """The inputs of a graph that starts from a context."""
+    return {
+        "latents": context.latents[None],
+        "joints": context.joints[None],
+        "past_actions": context.actions[None],
+    }
+
+
 @dataclass(frozen=True)
 class CompiledSearch:
     """A search that the engine runs as one call."""
@@ -225,9 +234,7 @@ class WorldModel:
             Outcomes, in memory of their own.
         """
         inputs = {
-            "latents": context.latents[None],
-            "joints": context.joints[None],
-            "past_actions": context.actions[None],
+            **_prompt(context),
             "actions": np.ascontiguousarray(actions, dtype=np.float32),
         }
         if lean:
@@ -249,9 +256,7 @@ class WorldModel:
         out = self.engine.run(
             "futures",
             {
-                "latents": context.latents[None],
-                "joints": context.joints[None],
-                "past_actions": context.actions[None],
+                **_prompt(context),
                 "actions": np.ascontiguousarray(actions, dtype=np.float32),
             },
         )
@@ -326,9 +331,7 @@ class WorldModel:
         out = self.engine.run(
             search.graph,
             {
-                "latents": context.latents[None],
-                "joints": context.joints[None],
-                "past_actions": context.actions[None],
+                **_prompt(context),
                 "goal_latent": goal,
                 **self._search_inputs,
                 **{name: np.asarray(value, np.float32) for name, value in inputs.items()},

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.sim.level import OTHERS
 from wm_node.sim.mix import MakeBehaviour, Mix, make_behaviour
 from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
 
@@ -83,7 +82,7 @@ def record_episode(
     position, orientation = np.empty((steps, 3)), np.empty((steps, 4))
     tip = np.empty((steps, 2))
     fell, zone, hit = (np.zeros(steps, dtype=np.bool_) for _ in range(3))
-    others = {name: np.full((steps, 2), np.nan) for name in OTHERS}
+    others = {name: np.full((steps, 2), np.nan) for name in sim.level.adds}
     command_steps: list[int] = []
     commands: list[NDArray[np.float64]] = []
     frame_steps: list[int] = []
@@ -121,5 +120,5 @@ def record_episode(
         commands=np.array(commands).reshape(-1, 2),
         frame_stamps=start + STEP_NS * np.array(frame_steps, dtype=np.int64),
         frames=np.stack(frames) if frames else np.empty((0, height, width, 3), dtype=np.uint8),
-        others={key: places for key, places in others.items() if np.isfinite(places).any()},
+        others=others,
     )

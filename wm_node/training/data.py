@@ -23,6 +23,11 @@ VALIDATION_EVERY = 20
 """Every so many-th episode is left out of training."""
 
 
+def is_left_out(number: int) -> bool:
+    """Whether the dataset's episode of this number, from 0 on, is left out of training."""
+    return number % VALIDATION_EVERY == VALIDATION_EVERY - 1
+
+
 @dataclass(frozen=True)
 class Split:
     """Window starts of the training and of the left-out episodes."""
@@ -75,9 +80,7 @@ class TrainingData:
             if episode.length < length:
                 continue
             starts = np.arange(episode.start, episode.start + episode.length - length + 1)
-            (validation if number % VALIDATION_EVERY == VALIDATION_EVERY - 1 else train).append(
-                starts
-            )
+            (validation if is_left_out(number) else train).append(starts)
         if not train or not validation:
             raise WmError(
                 f"the dataset {self.dataset.path} has {len(train) + len(validation)} episodes of "

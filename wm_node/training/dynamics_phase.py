@@ -19,13 +19,12 @@ from wm_node.model.joint_baseline import fit_joint_baseline
 from wm_node.model.world import WorldModelNet
 from wm_node.training.data import TrainingData, batches
 from wm_node.training.futures import SHARE, futures_of, validate_futures
+from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 
 FUTURES_WEIGHT = 0.1
 """Weight of telling which future is likely, which shapes nothing but the classifier."""
-LABEL_OUTLIER = 0.3
-"""Error of a label, in its deviations, from which it counts linearly: falls must not dominate."""
 
 
 class Windows:
@@ -156,28 +155,6 @@ class DynamicsTraining(nn.Module):
             self.likelihood = net.heads.likelihood
 
 
-def head_losses(
-    net: WorldModelNet, latents: Tensor, labels: Tensor, events: Tensor | None
-) -> dict[str, Tensor]:
-    """Losses of the label heads on latents (..., latent); unknown labels do not count."""
-    result = {}
-    if net.dims.labels:
-        known = torch.isfinite(labels)
-        wanted = net.normalise("labels", torch.nan_to_num(labels))
-        error = nn.functional.smooth_l1_loss(
-            net.heads.state(latents).float(), wanted, beta=LABEL_OUTLIER, reduction="none"
-        )
-        result["state"] = (error * known).sum() / known.sum().clamp_min(1)
-    if events is not None:
-        known = torch.isfinite(events)
-        logits = net.heads.risk(latents)
-        error = nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.nan_to_num(events), reduction="none"
-        )
-        result["risk"] = (error * known).sum() / known.sum().clamp_min(1)
-    return result
-
-
 def dynamics_phase(
     windows: Windows, recipe: Recipe, seed: int, weights: NDArray[np.float64] | None
 ) -> Phase:
@@ -244,7 +221,7 @@ def _futures_losses(
     """Losses of the futures that learn, weighed as those of the mean future, and of which it is."""
     share = recipe.label_gradient
     weight = share * recipe.rollout_label_weight
-    future, likelihood = futures_of(net, window, hidden, weight, LABEL_OUTLIER)
+    future, likelihood = futures_of(net, window, hidden, weight)
     wanted = window["latents"][:, net.dims.context :]
     read = share * future + (1 - share) * future.detach()
     heads = head_losses(net, read, window["labels"], window.get("events"))

@@ -13,7 +13,7 @@ from wm_node.model.heads import mlp
 from wm_node.model.sigreg import sigreg
 from wm_node.model.world import WorldModelNet
 from wm_node.training.data import TrainingData, batches, prefetch
-from wm_node.training.dynamics_phase import head_losses
+from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 from wm_node.training.sketch import FrameSketch, half_size, sketch_loss

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wm_node.data.dataset import Dataset, Episode
 from wm_node.safety.familiarity import FrameDensity, fit_density
-from wm_node.training.data import VALIDATION_EVERY
+from wm_node.training.data import is_left_out
 
 EPISODES = 300  # of either kind, spread evenly over the dataset
 FRAMES = 20  # of each
@@ -19,10 +19,9 @@ def fit_familiarity(dataset: Dataset) -> dict[str, FrameDensity]:
     Raises:
         WmError: a camera gave no frames in the episodes of either kind.
     """
-    last = VALIDATION_EVERY - 1
     kinds: tuple[list[Episode], list[Episode]] = ([], [])
     for number, episode in enumerate(dataset.episodes):
-        kinds[number % VALIDATION_EVERY == last].append(episode)
+        kinds[is_left_out(number)].append(episode)
     return {
         camera.name: fit_density(*(_frames(dataset, index, camera.name, kind) for kind in kinds))
         for index, camera in enumerate(dataset.profile.cameras)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from wm_node.model.recurrent_dynamics import RecurrentDynamics
 from wm_node.model.world import WorldModelNet
+from wm_node.training.head_losses import label_errors
 
 SHARE = 4
 """One in so many windows of a batch is predicted in every future."""
@@ -22,52 +22,34 @@ AT_RANDOM = 0.05
 """Share of the windows whose code is drawn, not won."""
 
 
-def _smooth(net: WorldModelNet, latents: Tensor, labels: Tensor, outlier: float) -> Tensor:
-    """Error (...) of the labels read from latents (..., H, latent), unknown ones left out."""
-    known = torch.isfinite(labels)
-    wanted = net.normalise("labels", torch.nan_to_num(labels))
-    error = nn.functional.smooth_l1_loss(
-        net.heads.state(latents).float(),
-        wanted.expand(*latents.shape[:-1], -1),
-        beta=outlier,
-        reduction="none",
-    )
-    return (error * known).sum((-1, -2)) / known.sum((-1, -2)).clamp_min(1)
-
-
 def errors_of_futures(
-    net: WorldModelNet,
-    window: Mapping[str, Tensor],
-    label_weight: float,
-    outlier: float,
+    net: WorldModelNet, window: Mapping[str, Tensor], label_weight: float
 ) -> Tensor:
     """Return the error (B, F) of each future of each window.
 
     ``label_weight`` weighs the labels' error beside that of the latents; 0: latents alone.
     """
-    context = net.dims.context
-    future, _, _ = _predict(net, window, None)
-    wanted = window["latents"][:, context:].unsqueeze(1)
+    future = _predict(net, window, net.codes.unsqueeze(0))
+    wanted = window["latents"][:, net.dims.context :].unsqueeze(1)
     error = ((future - wanted) ** 2).mean((-1, -2))
     if label_weight > 0.0 and net.dims.labels:
-        error = error + label_weight * _smooth(net, future, window["labels"].unsqueeze(1), outlier)
+        labels, known = label_errors(net, future, window["labels"].unsqueeze(1))
+        error = error + label_weight * labels.sum((-1, -2)) / known.sum((-1, -2)).clamp_min(1)
     return error
 
 
-def _predict(
-    net: WorldModelNet, window: Mapping[str, Tensor], picked: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Predict windows in the futures picked (B,), or in all of them: N is 1 or F."""
-    context, dynamics = net.dims.context, net.dynamics
-    assert isinstance(dynamics, RecurrentDynamics)
-    assert dynamics.codes is not None
-    codes = dynamics.codes
-    code = codes.unsqueeze(0) if picked is None else codes[picked].unsqueeze(1)
-    latents, joints = window["latents"][:, :context], window["joints"][:, :context]
-    past, ahead = window["actions"][:, :context], window["actions"][:, context:]
-    memory = net.remember(latents, joints, past)
-    many = ahead.unsqueeze(1).expand(-1, code.shape[1], *ahead.shape[1:])
-    return net.follow(memory, latents[:, -1], joints, past, many, code)
+def _predict(net: WorldModelNet, window: Mapping[str, Tensor], codes: Tensor) -> Tensor:
+    """Predict the latents (B, N, H, latent) of windows in futures by their codes (B or 1, N, W)."""
+    context = net.dims.context
+    ahead = window["actions"][:, context:].unsqueeze(1)
+    future, _, _ = net.predict(
+        window["latents"][:, :context],
+        window["joints"][:, :context],
+        window["actions"][:, :context],
+        ahead.expand(-1, codes.shape[1], *ahead.shape[2:]),
+        codes,
+    )
+    return future
 
 
 def pick_futures(errors: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +65,6 @@ def futures_of(
     window: Mapping[str, Tensor],
     hidden: Tensor,
     label_weight: float,
-    outlier: float,
 ) -> tuple[Tensor, Tensor]:
     """Let the best futures of windows be found, and learn.
 
@@ -92,14 +73,13 @@ def futures_of(
         window: (B, ...) as of :meth:`wm_node.training.dynamics_phase.Windows.gather`.
         hidden: (B, H, W) carried states of the mean futures of the same windows.
         label_weight: see :func:`errors_of_futures`.
-        outlier: error of a label, in deviations, from which it counts linearly.
 
     Returns:
         Latents (B, H, latent) of the future that learns, and the classifier's loss.
     """
     with torch.no_grad():
-        best, learns = pick_futures(errors_of_futures(net, window, label_weight, outlier))
-    future, _, _ = _predict(net, window, learns)
+        best, learns = pick_futures(errors_of_futures(net, window, label_weight))
+    future = _predict(net, window, net.codes[learns].unsqueeze(1))
     likelihood = nn.functional.cross_entropy(net.likelihood(hidden[:, -1].detach()).float(), best)
     return future[:, 0], likelihood
 
@@ -128,7 +108,7 @@ def validate_futures(
         the average likelihood.
     """
     likelihood = net.likelihood(hidden[:, -1]).softmax(-1)  # (B, F)
-    future, _, _ = _predict(net, window, None)
+    future = _predict(net, window, net.codes.unsqueeze(0))
     used = torch.special.entr(likelihood.mean(0)).sum().exp()
     figures = {"futures_used": float(used)}
     if columns:

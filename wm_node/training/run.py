@@ -125,11 +125,10 @@ class _Run:
                     f"the bundle {bundle.path} has another model size than the recipe; give the "
                     "recipe the sizes in its manifest, but for those of the dynamics."
                 )
-            renewed: tuple[str, ...] = ("dynamics.", "heads.joints.", "heads.disagreement.")
-            if replace(old, futures=new.futures) == new:
-                renewed = FUTURES_PARTS  # these alone are new
-            else:
-                renewed += FUTURES_PARTS
+            renewed: tuple[str, ...] = FUTURES_PARTS
+            if replace(old, futures=new.futures) != new:
+                # A linear law of the joints and what it leaves over are no weights of the dynamics.
+                renewed += ("dynamics.", "heads.joints.", "heads.disagreement.")
             kept = {k: v for k, v in taken.items() if not k.startswith(renewed)}
             taken = {**self.net.state_dict(), **kept}
         self.net.load_state_dict(taken)
