@@ -51,3 +51,10 @@ def random_bundle_of() -> Callable[[RobotProfile, Path], Bundle]:
         return untrained_bundle(profile, path, config=small, spread=0.2)
 
     return write
+
+
+def pytest_sessionfinish() -> None:
+    """Free what processes that tests have killed left in shared memory: gigabytes in a few days."""
+    from wm_node.cli.shared_memory import remove_stale_segments
+
+    remove_stale_segments()

@@ -5,6 +5,7 @@
     *.onnx               graphs; their weights lie in weights.safetensors as ONNX external data
     golden.npz           inputs and outputs that every backend must reproduce before it may run
     familiar.safetensors which frames are like those of the training data
+    places.safetensors   where the pushed object may be, of a robot that pushes one in a plane
     floors.npz           of a real robot: what predictions on recordings must beat
 
 Nothing in it is code or a pickle. A bundle never changes after it is written; its identity is the

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import Bundle, load_bundle
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
+from wm_node.model.export import export_again
 from wm_node.nodes.cycle import (
     CommandSchedule,
     ControlCycle,
@@ -25,6 +27,7 @@ from wm_node.nodes.foresight import Foresight, Listeners, Observation, Tick
 from wm_node.planning.context import NotReady
 from wm_node.planning.hold import HoldLimits
 from wm_node.planning.planner import PlannerConfig, rest_action
+from wm_node.planning.ways import FILE, PlaceMap, save_places
 from wm_node.planning.world_model import Context, Goal, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.reasons import Reason
@@ -96,6 +99,30 @@ def test_without_a_goal_the_future_of_going_on_is_told_but_nothing_planned(cycle
     assert decision.outcomes is not None
     assert decision.outcomes.state.shape == (1, 8, 4)
     assert cycles.shared == [(NOW, None)]
+
+
+def test_a_goal_behind_what_is_not_free_is_planned_to_by_a_way_point(
+    random_bundle: Bundle, model: WorldModel, tmp_path: Path
+):
+    latent = np.full(model.latent_size, 0.1, np.float32)
+    x, y = map(float, model.read(latent)[:2])  # where this model sees the mug
+    free = np.ones((101, 101), bool)
+    free[60:64, 30:71] = False  # a wall 10 cm from it
+    places = PlaceMap(free, (x - 0.5, y - 0.5), 0.01)
+    export_again(random_bundle, tmp_path / "b", {FILE: partial(save_places, places)})
+    cycles = Cycles(load_bundle(tmp_path / "b"), model)
+    goal = Goal(state=np.array([x + 0.3, y], np.float32))
+    cycles.cycle.set_goal(goal)
+    decision = cycles.run()
+    assert decision.reason is Reason.OK
+    assert decision.goal is goal
+    assert decision.way_point is not None
+    assert abs(float(decision.way_point[1]) - y) > 0.05
+    cycles.cycle.use_ways = False
+    assert cycles.run(NOW + S).way_point is None
+    cycles.cycle.use_ways = True
+    cycles.cycle.set_goal(Goal(state=np.array([x - 0.3, y], np.float32)))
+    assert cycles.run(NOW + 2 * S).way_point is None
 
 
 def test_a_goal_gives_a_plan_within_the_limits(cycles: Cycles):

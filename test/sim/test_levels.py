@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 from dataclasses import replace
@@ -18,13 +19,13 @@ from wm_node.sim.level_edge import behind_zone, near_edge
 from wm_node.sim.level_hand import Reach
 from wm_node.sim.levels import LEVELS, find_level
 from wm_node.sim.oracle import SimulatorModel
-from wm_node.sim.scene import MUG_MASS, TABLE_BOUNDS, ZONE_BOUNDS
+from wm_node.sim.scene import FLOOR_COLOUR, MUG_MASS, TABLE_BOUNDS, TABLE_COLOUR, ZONE_BOUNDS
 from wm_node.sim.suite import reference_policy, run_episode, run_suite
 from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import path_is_free, task_for_seed
 
 RECORDED = json.loads((Path(__file__).parent / "basic_level.json").read_text(encoding="utf-8"))
-ADDED = ("edge", "clutter", "moving_hand", "shift")
+ADDED = ("edge", "clutter", "moving_hand", "shift", "varied")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_levels_share_what_the_seed_draws(sims):
     for sim in sims.values():
         sim.reset(21)
     basic = sims["basic"]
-    for name in ("clutter", "moving_hand", "shift"):
+    for name in ("clutter", "moving_hand", "shift", "varied"):
         assert sims[name].setup.start == basic.setup.start
         np.testing.assert_allclose(sims[name].pose()[:11], basic.pose(), atol=1e-3)
     assert sims["edge"].setup.start.tip == basic.setup.start.tip
@@ -319,6 +320,51 @@ def test_shift_moves_the_camera_by_two_centimetres_and_two_degrees(sims):
     (place, turn), (new_place, new_turn) = cameras
     assert np.linalg.norm(new_place - place) == pytest.approx(0.02)
     assert 2 * math.acos(abs(float(turn @ new_turn))) == pytest.approx(math.radians(2.0), abs=1e-6)
+
+
+def test_varied_keeps_what_shift_shows_for_shift(sims):
+    """What trains under ``varied`` has seen no look of ``shift``."""
+    shift, varied = sims["shift"], sims["varied"]
+    pictures: set[str] = set()
+    for seed in range(40):
+        for sim in (shift, varied):
+            sim.reset(seed)
+        for thing in ("table", "floor"):
+            red, green, blue = varied.model.geom(thing).rgba[:3].tolist()
+            hue, saturation, _ = colorsys.rgb_to_hsv(red, green, blue)
+            usual = {"table": TABLE_COLOUR, "floor": FLOOR_COLOUR}[thing]
+            as_usual = np.allclose((red, green, blue), usual)
+            assert as_usual or saturation < 0.01 or not 0.25 <= hue <= 0.70
+            pictures.add(varied.model.material(varied.model.geom(thing).matid[0]).name)
+        hue, saturation, value = colorsys.rgb_to_hsv(*varied.model.geom("mug_body").rgba[:3])
+        assert value >= 0.54  # shift has dark mugs,
+        assert saturation < 0.01 or not 0.82 <= hue <= 0.92  # and pink ones
+        mass = varied.model.body_mass[varied.model.body("mug").id] / MUG_MASS
+        assert 0.5 <= mass <= 2.0
+        sims["basic"].reset(seed)
+        away = varied.model.cam_pos[0] - sims["basic"].model.cam_pos[0]
+        assert np.linalg.norm(away) < 0.0151  # shift: 0.02
+        assert np.linalg.norm(shift.model.cam_pos[0] - sims["basic"].model.cam_pos[0]) > 0.0199
+    assert len(pictures) > 20
+
+
+def test_varied_looks_different_every_time():
+    sim, means = TabletopSim((96, 72), level=LEVELS["varied"]), []
+    for seed in (0, 1, 2, 3, 0):
+        sim.reset(seed)
+        means.append(sim.render().reshape(3, 24, 4, 24, 3).mean((1, 3)))
+    sim.close()
+    np.testing.assert_array_equal(means[0], means[4])
+    for k in range(4):
+        for other in range(k):
+            assert np.abs(means[k] - means[other]).mean() > 4.0
+
+
+@pytest.mark.parametrize("seed", [10100023, 10100140, 10200041, 10200052, 10200111])
+def test_edge_has_a_target_in_every_episode(sims, seed):
+    """Of these starts one point of the grid alone was fit, which the mug lost as it settled."""
+    task = task_for_seed(sims["edge"], seed)
+    assert near_edge(task.start, task.goal) or behind_zone(task.start, task.goal)
 
 
 def test_tips_of_many_joints_are_those_of_each(sims):

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="scene of the task suite: basic, edge, clutter, moving_hand or shift",
+        help="scene of the task suite: basic, edge, clutter, moving_hand, shift or varied",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
     parser.add_argument(

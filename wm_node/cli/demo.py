@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="scene of the task suite: basic, edge, clutter, moving_hand or shift",
+        help="scene of the task suite: basic, edge, clutter, moving_hand, shift or varied",
     )
     parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
     parser.add_argument(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from wm_node.bundle import Bundle, load_bundle
+from wm_node.cli.shared_memory import remove_stale_segments, size_of, stale_segments
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
@@ -44,6 +45,7 @@ MESSAGES = (
 )
 # Two segments of the shipped Fast DDS profile must fit, or images fall back to slower ways.
 SHM_NEEDED_MB = 64
+SHM_STALE_MB = 256
 SEGMENT_BYTES = 4 << 20  # a segment below this loses 640x480 frames
 SOCKET_BUFFER_BYTES = 2 << 20
 DISK_MB = 4000
@@ -66,11 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, help="bundle to check (default: the shipped one, where there is one)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings to FILE")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="first free the shared memory of ROS processes that were killed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run all checks; 1 if one failed."""
     console = Console(highlight=False)
+    if args.clean:
+        freed = remove_stale_segments()
+        console.print(f"{freed / 1e6:.1f} MB of shared memory of killed processes freed\n")
     found: list[Finding] = []
     for finding in findings(args.robot, args.bundle):
         found.append(finding)
@@ -185,8 +195,15 @@ def check_shared_memory() -> Finding:
             "fail",
             "shared memory",
             text,
-            "make it larger (docker run --shm-size=512m), or remove stale /dev/shm/fastrtps_* "
-            "files while no ROS program runs",
+            "make it larger (docker run --shm-size=512m), or try 'wm doctor --clean'",
+        )
+    stale_mb = size_of(stale_segments()) >> 20
+    if stale_mb >= SHM_STALE_MB:
+        return Finding(
+            "warn",
+            "shared memory",
+            f"{text}; {stale_mb} MB belong to processes that were killed",
+            "remove them with 'wm doctor --clean', also while ROS programs run",
         )
     return Finding("ok", "shared memory", text)
 

@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="of the suite: basic, edge, clutter, moving_hand or shift; several, separated by "
-        "commas, give one table",
+        help="of the suite: basic, edge, clutter, moving_hand, shift or varied; several, "
+        "separated by commas, give one table",
     )
     parser.add_argument(
         "--pictures",

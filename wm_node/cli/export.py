@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,25 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=Path,
         default=None,
-        help="what it was trained on ('wm ingest'): fit anew which frames are familiar",
+        help="what it was trained on ('wm ingest'): fit anew which frames are familiar, "
+        "and where the pushed object may be",
     )
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
 
 
 def _attachments(dataset: Path | None, bundle: Bundle) -> dict[str, Callable[[Path], None]]:
-    """Fit what is fitted to a dataset and not trained: which frames are familiar."""
+    """Fit what is fitted to a dataset and not trained."""
     if dataset is None:
         return {}
     from wm_node.data.dataset import Dataset
     from wm_node.errors import WmError
-    from wm_node.safety.familiarity import FILE, save_densities
-    from wm_node.training.familiar import fit_familiarity
+    from wm_node.training.fitted import fitted_files
 
     opened = Dataset.open(dataset)
     trained = bundle.manifest.get("data", {}).get("fingerprint")
     if opened.fingerprint != trained:
         raise WmError(f"{dataset} is not what the bundle {bundle.path} was trained on.")
-    return {FILE: partial(save_densities, fit_familiarity(opened))}
+    return fitted_files(opened)
 
 
 def run(args: argparse.Namespace) -> int:

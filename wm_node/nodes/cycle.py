@@ -24,6 +24,7 @@ from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
 from wm_node.planning.supervision import SupervisionConfig, Supervisor
+from wm_node.planning.ways import goal_in_view, ways_of
 from wm_node.planning.world_model import Context, Futures, Outcomes
 from wm_node.safety.reasons import Reason
 
@@ -47,6 +48,7 @@ class Decision:
         cost: of the plan; NaN without one.
         goal: that the plan is for.
         speed: share of its speed at which an external command is followed.
+        way_point: (2,) that the plan leads to where the goal itself is not in view.
     """
 
     tick: Tick
@@ -60,6 +62,7 @@ class Decision:
     cost: float = float("nan")
     goal: Goal | None = None
     speed: float = 1.0
+    way_point: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,9 @@ class _GoalState:
 class ControlCycle:
     """Plans in the inference thread, or supervises commands of others (``supervising``).
 
-    Goal, weights, limits, ``use_proposal``, ``search``, the size of the search, ``supervising`` and
-    ``external``, the newest command of others, may be set from any thread at any time; they count
-    from the next cycle.
+    Goal, weights, limits, ``use_proposal``, ``use_ways``, ``search``, the size of the search,
+    ``supervising`` and ``external``, the newest command of others, may be set from any thread at
+    any time; they count from the next cycle.
 
     Args:
         foresight: model, context and thread.
@@ -218,6 +221,7 @@ class ControlCycle:
         self.weights = Weights.of(profile)
         self.limits = Limits()
         self.use_proposal = True
+        self.use_ways = True
         self.supervising = False
         self.external: ExternalCommand | None = None
         self.supervisor = Supervisor(foresight.model, supervision or SupervisionConfig(), latency_s)
@@ -230,6 +234,7 @@ class ControlCycle:
         self._decided = decided
         self._goal = _GoalState()
         self._surprised = 0
+        self._ways = ways_of(foresight.bundle)
         self._frozen = FrozenWatch(profile.safety.max_frame_age_s)
         self._tick_ns = round(profile.model.tick_s * 1e9)
         self._committed_count = int(np.floor(latency_s / profile.model.tick_s + 1e-9)) + 1
@@ -319,7 +324,9 @@ class ControlCycle:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
         self.planner.resize(self.search)
-        plan = self._plan(context, state.goal)
+        ways = self._ways if self.use_ways else None
+        goal = goal_in_view(ways, model, self.objective, state.goal, context)
+        plan = self._plan(context, goal)
         plan_ms = 1e3 * (time.perf_counter() - start)
         self.plan_ms.add(plan_ms)
         if not (np.isfinite(plan.actions).all() and np.isfinite(plan.outcomes.latents).all()):
@@ -334,6 +341,7 @@ class ControlCycle:
             plan_ms=plan_ms,
             cost=plan.cost,
             goal=state.goal,
+            way_point=None if goal is state.goal else goal.state,
         )
 
     def _supervise(self, observation: Observation, context: Context) -> Decision:

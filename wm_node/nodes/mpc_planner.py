@@ -253,6 +253,7 @@ class MpcPlannerNode(ManagedNode):
             "source", SOURCES[0], "whose commands the gate gets; changes at rest", choices=SOURCES
         )
         self.declare("use_proposal", True, "let the learned proposal be among the candidates")
+        self.declare("use_ways", True, "push round places that the bundle's map says are not free")
         default, safety = Limits(), profile.safety
         for name, value, text in (
             ("surprise_limit", safety.surprise_limit, "surprise that is too much; 1 is usual"),
@@ -386,6 +387,7 @@ class MpcPlannerNode(ManagedNode):
         names = [field.name for field in fields(Weights)]
         self._cycle.weights = Weights(**{name: value(f"weights.{name}") for name in names})
         self._cycle.use_proposal = value("use_proposal")
+        self._cycle.use_ways = value("use_ways")
         self._cycle.limits = Limits(
             surprise=value("surprise_limit"),
             surprise_cycles=value("surprise_cycles"),
@@ -737,6 +739,7 @@ class MpcPlannerNode(ManagedNode):
             "frame_to_command_ms_p99": self._frame_to_command_ms.percentile(99),
             "surprise": foresight.surprise,
             "cost": self._latest.cost if self._latest is not None else math.nan,
+            "way_point": _places(self._latest.way_point) if self._latest is not None else "",
             "latency_s": cycle.latency_s,
             "shadow": bool(self.get_parameter("shadow").value),
             "source": self.get_parameter("source").value,
@@ -756,3 +759,8 @@ class MpcPlannerNode(ManagedNode):
 
 def _goal_names(profile: RobotProfile) -> tuple[str, ...]:
     return profile.objective.goal if profile.objective else ()
+
+
+def _places(point: NDArray[np.float32] | None) -> str:
+    """A point as diagnostics show it; empty without one."""
+    return "" if point is None else " ".join(f"{value:.3f}" for value in point.tolist())

@@ -93,7 +93,7 @@ class SimRobot(ManagedNode):
         self.declare(
             "level",
             "basic",
-            "Scene: basic, edge, clutter, moving_hand or shift of the task suite.",
+            "Scene: basic, edge, clutter, moving_hand, shift or varied of the task suite.",
             read_only=True,
         )
         self.declare("seed", 0, "Of the next reset's episode; each reset adds one.", minimum=0)

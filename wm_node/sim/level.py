@@ -130,12 +130,13 @@ def along(start: Point, goal: Point, count: int = 21) -> list[Point]:
     ]
 
 
-def has_target(setup: Setup, directions: int = 48, distances: int = 5) -> bool:
-    """Whether some target is fit for the episode, looking on a polar grid about the mug."""
+def has_target(setup: Setup, least: int = 1, directions: int = 48, distances: int = 5) -> bool:
+    """Whether targets are fit for the episode: at least so many points of a polar grid."""
     x, y = setup.start.mug
     spread: Sequence[float] = np.linspace(*setup.goal_distance_m, distances).tolist()
-    return any(
+    fit = (
         setup.accepts((x, y), (x + far * cos(angle), y + far * sin(angle)))
         for angle in np.linspace(-np.pi, np.pi, directions, endpoint=False).tolist()
         for far in spread
     )
+    return sum(fit) >= least

@@ -6,14 +6,13 @@ turned by 2 degrees, mass and friction outside the training range, and a bright 
 
 from __future__ import annotations
 
-import colorsys
 from math import cos, pi, radians, sin
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
 from wm_node.sim.level import Level, Setup, Start
+from wm_node.sim.looks import MUG_GEOMS, colour, dress, move_camera, one_of
 from wm_node.sim.scene import MUG_MASS, TABLE_BOUNDS, ZONE_BOUNDS, SceneParts
 
 # Training draws mass shares of 0.5 to 2 and friction of 0.25 to 0.6.
@@ -31,7 +30,6 @@ _PATTERNS = {
     "plain": 'type="2d" builtin="flat" rgb1="1 1 1"',
 }
 _REPEATS = {"table": (3, 7), "floor": (6, 14), "mug": (2, 4)}
-_MUG_PARTS = ("body", "handle_top", "handle_side", "handle_low")
 
 
 def _material(thing: str, pattern: str, repeat: int) -> str:
@@ -61,68 +59,40 @@ _BODIES = """
 """
 
 
-def _one_of(ranges: tuple[tuple[float, float], ...], rng: np.random.Generator) -> float:
-    return float(rng.uniform(*ranges[int(rng.integers(len(ranges)))]))
-
-
-def _colour(
-    rng: np.random.Generator, hue: tuple[float, float], saturation: float, value: float
-) -> tuple[float, float, float]:
-    return colorsys.hsv_to_rgb(rng.uniform(*hue) % 1.0, saturation, value)
-
-
 def _paint(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     for thing, geoms in (
         ("table", ("table",)),
         ("floor", ("floor",)),
-        ("mug", tuple(f"mug_{part}" for part in _MUG_PARTS)),
+        ("mug", MUG_GEOMS),
     ):
         pattern = list(_PATTERNS)[int(rng.integers(len(_PATTERNS)))]
         repeat = _REPEATS[thing][int(rng.integers(2))]
         if thing == "mug":  # pinks, and reds and browns darker than any in training
             hue, value = ((0.82, 0.92), 0.95) if rng.random() < 0.5 else ((0.70, 1.22), 0.48)
-            colour = _colour(rng, hue, float(rng.uniform(0.3, 0.8)), value)
+            painted = colour(rng, hue, float(rng.uniform(0.3, 0.8)), value)
         else:  # blues, greens and greys, where training had wood
             hue = (0.25, 0.70)
-            colour = _colour(
-                rng, hue, float(rng.uniform(0.0, 0.45)), float(rng.uniform(0.30, 0.65))
-            )
-        for name in geoms:
-            geom = model.geom(name).id
-            model.geom_matid[geom] = model.material(_material(thing, pattern, repeat)).id
-            model.geom_rgba[geom, :3] = colour
+            saturation, value = float(rng.uniform(0.0, 0.45)), float(rng.uniform(0.30, 0.65))
+            painted = colour(rng, hue, saturation, value)
+        dress(model, geoms, _material(thing, pattern, repeat), painted)
 
 
 def _light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     # Training: strength 0.35 to 0.65, white within 10 %, from the camera's side.
-    strength = _one_of(((0.18, 0.28), (0.72, 0.85)), rng)
+    strength = one_of(((0.18, 0.28), (0.72, 0.85)), rng)
     warmth = rng.uniform(-0.25, 0.25)
     model.light_diffuse[0] = strength * np.array([1 + warmth, 1.0, 1 - warmth])
     aslant = float(rng.choice([-1.0, 1.0])) * rng.uniform(0.7, 1.2)
     model.light_dir[0] = [aslant, rng.uniform(-0.6, -0.1), -1.0]
-    model.vis.headlight.ambient[:] = _one_of(((0.20, 0.26), (0.44, 0.50)), rng)
-
-
-def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
-    drawn = rng.normal(size=3)
-    return np.asarray(drawn / np.linalg.norm(drawn))
-
-
-def _move_camera(model: mujoco.MjModel, rng: np.random.Generator) -> None:
-    model.cam_pos[0] += CAMERA_SHIFT_M * _direction(rng)
-    half = CAMERA_TURN_RAD / 2
-    turn = np.array([cos(half), *(sin(half) * _direction(rng))])
-    turned = np.empty(4)
-    mujoco.mju_mulQuat(turned, turn, model.cam_quat[0])
-    model.cam_quat[0] = turned
+    model.vis.headlight.ambient[:] = one_of(((0.20, 0.26), (0.44, 0.50)), rng)
 
 
 def _weigh(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     mug = model.body("mug").id
-    share = _one_of(MASS_SHARES, rng)
+    share = one_of(MASS_SHARES, rng)
     model.body_inertia[mug] *= share * MUG_MASS / model.body_mass[mug]
     model.body_mass[mug] = share * MUG_MASS
-    model.geom_friction[model.geom_bodyid == mug, 0] = _one_of(FRICTIONS, rng)
+    model.geom_friction[model.geom_bodyid == mug, 0] = one_of(FRICTIONS, rng)
 
 
 def _place_square(model: mujoco.MjModel, rng: np.random.Generator) -> None:
@@ -137,13 +107,13 @@ def _place_square(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     model.geom_size[square, :2] = half
     model.geom_pos[square, :2] = x, y
     model.geom_quat[square] = cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)
-    model.geom_rgba[square, :3] = _colour(rng, (0.08, 0.95), 0.95, 1.0)
+    model.geom_rgba[square, :3] = colour(rng, (0.08, 0.95), 0.95, 1.0)
 
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
     _paint(model, rng)
     _light(model, rng)
-    _move_camera(model, rng)
+    move_camera(model, rng, CAMERA_SHIFT_M, CAMERA_TURN_RAD)
     _weigh(model, rng)
     _place_square(model, rng)
     return Setup(start)

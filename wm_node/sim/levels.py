@@ -8,9 +8,10 @@ from wm_node.sim.level_clutter import CLUTTER
 from wm_node.sim.level_edge import EDGE
 from wm_node.sim.level_hand import MOVING_HAND
 from wm_node.sim.level_shift import SHIFT
+from wm_node.sim.level_varied import VARIED
 
 LEVELS: dict[str, Level] = {
-    level.name: level for level in (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT)
+    level.name: level for level in (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED)
 }
 
 

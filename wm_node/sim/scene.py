@@ -6,7 +6,8 @@ camera), z up. The arm stands at the back, the camera in front. Metres everywher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import cos, pi, sin
 
 
@@ -59,9 +60,16 @@ ARM_BASE = (0.0, 0.46)
 SHOULDER_HEIGHT = 0.23
 LINK_LENGTH = 0.405  # upper arm and forearm: the far corners of TIP_BOUNDS need 0.396
 
+TABLE_COLOUR = (0.76, 0.66, 0.52)
+FLOOR_COLOUR = (0.36, 0.39, 0.42)
+
 CAMERA_POSITION = (0.0, -0.60, 0.70)
 CAMERA_TARGET = (0.0, -0.075, -0.03)
 CAMERA_FOVY_DEG = 40.0
+
+
+def _words(numbers: tuple[float, ...]) -> str:
+    return " ".join(map(str, numbers))
 
 
 def _rect_outline(bounds: Bounds, width: float, z: float, rgba: str) -> str:
@@ -123,6 +131,8 @@ class SceneParts:
 
     assets: str = ""
     bodies: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """PNG pictures by the names under which ``assets`` speaks of them."""
 
 
 def scene_xml(width: int, height: int, parts: SceneParts | None = None) -> str:
@@ -177,10 +187,10 @@ def scene_xml(width: int, height: int, parts: SceneParts | None = None) -> str:
       diffuse="0.5 0.5 0.5" specular="0 0 0"/>
     <camera name="front" pos="0 0 1" fovy="{CAMERA_FOVY_DEG}"/>
     <geom name="floor" type="plane" size="4 4 0.1" pos="0 0 {-TABLE_HEIGHT}"
-      rgba="0.36 0.39 0.42 1" contype="1" conaffinity="6" priority="2" condim="6"
+      rgba="{_words(FLOOR_COLOUR)} 1" contype="1" conaffinity="6" priority="2" condim="6"
       friction="0.3 0.005 0.04"/>
     <geom name="table" type="box" size="{table_hx} {table_hy} {TABLE_THICKNESS / 2}"
-      pos="{table_cx} {table_cy} {-TABLE_THICKNESS / 2}" rgba="0.76 0.66 0.52 1"
+      pos="{table_cx} {table_cy} {-TABLE_THICKNESS / 2}" rgba="{_words(TABLE_COLOUR)} 1"
       contype="1" conaffinity="6"/>
     {_rect_outline(table, 0.008, 0.0001, "0.42 0.32 0.22 1")}
     {legs}

@@ -26,6 +26,7 @@ from wm_node.sim.arm import (
 )
 from wm_node.sim.events import has_fallen, is_in_zone
 from wm_node.sim.level import BASIC, Level, Start, standing
+from wm_node.sim.looks import MUG_GEOMS
 
 __all__ = ["COMMAND_TIMEOUT_S", "DRIVER_STEP_S", "JOINT_NAMES", "State", "TabletopSim"]
 
@@ -83,7 +84,9 @@ class TabletopSim:
         self.camera_size = camera_size
         self.actuation_delay_s = actuation_delay_s
         self.command_timeout_s = command_timeout_s
-        self.model = mujoco.MjModel.from_xml_string(scene.scene_xml(*camera_size, level.parts))
+        parts = level.parts or scene.SceneParts()
+        text = scene.scene_xml(*camera_size, parts)
+        self.model = mujoco.MjModel.from_xml_string(text, dict(parts.files))
         self.data = mujoco.MjData(self.model)
         self._renders = render
         self._camera: SceneCamera | None = None
@@ -92,10 +95,7 @@ class TabletopSim:
         self._mug_mass = float(self.model.body_mass[self._mug_body])
         self._mug_inertia = self.model.body_inertia[self._mug_body].copy()
         self._mug_geoms = np.flatnonzero(self.model.geom_bodyid == self._mug_body)
-        self._paint_geoms = [
-            self.model.geom(f"mug_{part}").id
-            for part in ("body", "handle_top", "handle_side", "handle_low")
-        ]
+        self._paint_geoms = [self.model.geom(name).id for name in MUG_GEOMS]
         self.reset(0)
 
     # ---- episode ---------------------------------------------------------------------------

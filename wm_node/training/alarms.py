@@ -134,7 +134,7 @@ def _bench(
     bundle: str, backend: str, config: SupervisionConfig
 ) -> tuple[MpcPolicy, Supervisor, TabletopSim]:
     """Return this process's model and simulator."""
-    careless = PlanSettings(deployed=False, weights={"risk": 0.0})
+    careless = PlanSettings(deployed=False, ways=False, weights={"risk": 0.0})
     policy = MpcPolicy(bundle, backend, "state", careless)
     supervisor = Supervisor(policy.model, config, DEFAULT_LATENCY_S)
     policy.model.prepare((supervisor.candidates,))

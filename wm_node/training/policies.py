@@ -18,6 +18,7 @@ from wm_node.planning.hold import HoldLimits, holds
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.supervision import worst_risk
+from wm_node.planning.ways import goal_in_view, ways_of
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
@@ -39,6 +40,8 @@ class PlanSettings:
     deployed: bool = True
     """Hold at the goal as the node does, and brake where the gate would for predicted risk."""
     hold: HoldLimits = field(default_factory=HoldLimits)
+    ways: bool = True
+    """Go round what must not be entered, where the bundle has a map of it."""
     seed: int = 0
 
 
@@ -67,6 +70,7 @@ class MpcPolicy:
         self.model.prepare((config.candidates,), (config.candidates, config.iterations))
         self._profile = loaded.profile
         self._planner = MpcPlanner(self._profile, self._settings.config, self._settings.seed)
+        self._ways = ways_of(loaded) if self._settings.ways else None
         self._buffer = ObservationBuffer(self._profile)
         self._weights = replace(Weights.of(self._profile), **self._settings.weights)
         self._kind = goal
@@ -151,6 +155,7 @@ class MpcPolicy:
             self._held = holds(self.model, objective, goal, context, settings.hold, held)
             if self._held:
                 return brake_actions(self._profile, committed[-1])
+        goal = goal_in_view(self._ways, self.model, self._planner.objective, goal, context)
         plan = self._planner.plan(
             self.model,
             context,

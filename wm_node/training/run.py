@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.export import export_bundle
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
-from wm_node.safety.familiarity import FILE as FAMILIAR
-from wm_node.safety.familiarity import save_densities
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import TrainingData
 from wm_node.training.decoder_phase import decoder_phase, validate_decoder
@@ -36,7 +33,7 @@ from wm_node.training.dynamics_phase import (
     validate,
 )
 from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
-from wm_node.training.familiar import fit_familiarity
+from wm_node.training.fitted import fitted_files
 from wm_node.training.floors import FILE, fit_floors
 from wm_node.training.loop import Checkpoint, Checkpoints, Phase, Recorder, run_phase
 from wm_node.training.recipe import Recipe
@@ -258,9 +255,8 @@ class _Run:
         try:
             attachments: dict[str, Callable[[Path], None]] = {}
             if final:
-                self.recorder.progress("familiar", 0, 1, "fitting which frames are familiar")
-                familiar = fit_familiarity(self.data.dataset)
-                attachments[FAMILIAR] = partial(save_densities, familiar)
+                self.recorder.progress("familiar", 0, 1, "fitting what frames and places are usual")
+                attachments |= fitted_files(self.data.dataset)
             if final and not self.profile.simulated:
                 self.recorder.progress("floors", 0, 1, "fitting what predictions must beat")
                 attachments[FILE] = fit_floors(self.data.dataset).save
