@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wm_node.bundle import load_bundle
+from wm_node.planning.ways import ways_of
 from wm_node.profile import load_profile
 from wm_node.resources import (
     BUNDLE,
@@ -18,6 +20,7 @@ from wm_node.resources import (
     shipped_bundle,
 )
 from wm_node.sim.levels import LEVELS
+from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 
 SHIPPED = sorted(path.parent for path in resource("bundles").glob("*/manifest.yaml"))
 
@@ -59,3 +62,23 @@ def test_no_round_of_the_label_free_one_saw_a_label() -> None:
     assert all(recipe["label_weight"] == recipe["label_gradient"] == 0.0 for recipe in rounds)
     # A check that cannot fail would be none: the other one did see them.
     assert all(recipe["label_gradient"] > 0.0 for recipe in lineage(resource(BUNDLE)))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_its_map_of_places_knows_zone_and_table(path: Path) -> None:
+    """Nobody told it of either: it is where the mug stood in the data without an event."""
+    ways = ways_of(load_bundle(path))
+    assert ways is not None
+    zone, table = ZONE_BOUNDS, TABLE_BOUNDS
+    within = [
+        (x, y)
+        for x in np.linspace(zone.x_min + 0.01, zone.x_max - 0.01, 8)
+        for y in np.linspace(zone.y_min + 0.01, zone.y_max - 0.01, 8)
+    ]
+    assert (ways.clearance(np.array(within)) == 0.0).all()
+    beside = [(-0.2, -0.15), (0.0, 0.0), (0.2, -0.1), (0.0, 0.1), (-0.15, 0.15)]
+    assert (ways.clearance(np.array(beside)) > 0.04).all()
+    beyond = [(table.x_min - 0.03, 0.0), (table.x_max + 0.03, 0.0), (0.0, table.y_min - 0.03)]
+    assert (ways.clearance(np.array(beyond)) <= 0.01).all()
+    # Round the zone, not through it.
+    assert ways.towards((0.0, 0.1), (0.25, 0.1)) != (0.25, 0.1)

@@ -97,6 +97,18 @@ class World:
             assert self.news.wait_for(lambda: len(where) >= count, 20), f"{len(where)} of {count}"
             return where[-1]
 
+    def tick_until_drawn(self, k: int) -> int:
+        """Feed frames from the k-th on until a picture is drawn; return the last one's number.
+
+        On a busy machine a tick's time may be over before anything is decoded.
+        """
+        for last in range(k, k + 20):
+            self.tick(last)
+            with self.news:
+                if self.news.wait_for(lambda: bool(self.pictures), 0.5):
+                    return last
+        raise AssertionError("20 ticks, and nothing was drawn")
+
     def tick(self, k: int, age_s: float = 0.0) -> Observation:
         """Feed joints and the k-th frame of a 10 Hz run; return its observation."""
         for step in range(10):
@@ -269,22 +281,22 @@ def test_nothing_is_drawn_while_nobody_looks_and_drawing_yields_to_frames(
         world.tick(k)
     assert decoded == []
     world.foresight.imagination_period_s = 1e-3
-    world.tick(5)
+    last = world.tick_until_drawn(5)
     stamp, picture = world.await_(world.pictures, 1)
-    assert stamp == START + 500 * MS
+    assert stamp == START + 500 * MS  # of the plan, however many ticks it took to draw
     assert picture.shape == (3 * 64, 9 * 64, 3)
     assert decoded == [1] * 8  # one by one, so that a frame never waits for more than one
     # No slack: this tick was received long ago, so the next one is due.
     slot = world.foresight._plans
     taken, count = slot.taken, len(decoded)
     world.foresight._decode_s = 0.01
-    world.tick(6, age_s=1.0)
+    world.tick(last + 1, age_s=1.0)
     deadline = time.monotonic() + 10
     while slot.taken == taken:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     world.draw = False
-    world.tick(7)
+    world.tick(last + 2)
     assert len(decoded) == count
 
 
@@ -321,10 +333,7 @@ def test_futures_are_drawn_below_the_plan(world: World, monkeypatch: pytest.Monk
     assert world.foresight.cycle is not None
     monkeypatch.setattr(world.foresight, "cycle", replace(world.foresight.cycle, run=share))
     world.foresight.imagination_period_s = 1e-3
-    for k in range(12):
-        world.tick(k)
-        if world.pictures:
-            break
+    world.tick_until_drawn(0)
     _, picture = world.await_(world.pictures, 1)
     assert picture.shape == (5 * 64, 9 * 64, 3)
     assert picture[3 * 64, : round(0.6 * 64)].min() == 255
