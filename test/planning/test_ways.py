@@ -91,6 +91,7 @@ def test_a_goal_that_is_not_free_is_led_to_as_near_as_it_is_free():
     ways = Ways(table(ZONE))
     near = ways.towards((-0.06, 0.0), (0.03, 0.0))
     assert near[0] == pytest.approx(-0.01, abs=0.011)
+    assert ways.towards(near, (0.03, 0.0)) == pytest.approx(near)  # and stays there
 
 
 def test_where_there_is_no_way_the_goal_stays():

@@ -89,7 +89,8 @@ class Ways:
     def towards(self, here: tuple[float, float], goal: tuple[float, float]) -> tuple[float, float]:
         """Return where to push the object next: the goal, or a point on the way round.
 
-        The goal too where no way is known: what is not free may be wrongly so.
+        A goal that is not free itself is led to as near as it is free. Where no way is known the
+        goal stays: what is not free may be wrongly so.
         """
         if self._in_view(here, goal):
             return goal
@@ -100,16 +101,18 @@ class Ways:
         while at >= 0 and len(way) <= self._next.size:
             way.append(at)
             at = int(self._next[at])
-        if len(way) < 2:
-            return goal
         points = self._places(np.array(way))
+        if len(way) < 2:
+            arrived = way[0] == self._nearest_free(goal)
+            # A goal that is not free is not entered: its nearest free cell is as far as it goes.
+            return (float(points[0][0]), float(points[0][1])) if arrived else goal
         along = np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))
         ahead = 1 + int(np.searchsorted(along, AHEAD_M))
-        for point in points[ahead::-1]:
+        lost = not self.clearance(np.array(here))  # it stands where it must not: straight out
+        for point in points[ahead:0:-1]:
             there = float(point[0]), float(point[1])
-            if self._in_view(here, there):
+            if lost or self._in_view(here, there):
                 return there
-        # Not even the next cell is in view, for the object stands too near: away from there.
         return float(points[1][0]), float(points[1][1])
 
     def _in_view(self, here: tuple[float, float], there: tuple[float, float]) -> bool:
