@@ -17,11 +17,11 @@ from wm_node.resources import (
     HAZARDS_BUNDLE,
     LABEL_FREE_BUNDLE,
     resource,
-    shipped_bundle,
 )
-from wm_node.sim.levels import LEVELS
+from wm_node.sim.levels import LEVELS, bundle_for
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 
+GOALS = ("state", "image")
 SHIPPED = sorted(path.parent for path in resource("bundles").glob("*/manifest.yaml"))
 
 
@@ -38,12 +38,14 @@ def test_all_of_them_ship() -> None:
     assert {path.name for path in SHIPPED} == {Path(name).name for name in named}
 
 
-def test_levels_with_other_things_get_the_bundle_that_knows_them() -> None:
-    given = {name: shipped_bundle("image", bool(level.adds)) for name, level in LEVELS.items()}
-    for name in ("clutter", "moving_hand"):
-        assert given.pop(name) == shipped_bundle("state", others=True) == resource(HAZARDS_BUNDLE)
-    assert set(given.values()) == {resource(LABEL_FREE_BUNDLE)}
-    assert "hit" in load_bundle(resource(HAZARDS_BUNDLE)).profile.event_names
+def test_levels_are_played_with_the_bundle_that_knows_them() -> None:
+    state, image = ({name: bundle_for(name, goal) for name in LEVELS} for goal in GOALS)
+    hazards = resource(HAZARDS_BUNDLE)
+    assert state.pop("clutter") == state.pop("moving_hand") == hazards
+    assert set(state.values()) == {resource(BUNDLE)}
+    assert image.pop("basic") == resource(LABEL_FREE_BUNDLE)
+    assert set(image.values()) == {hazards}
+    assert "hit" in load_bundle(hazards).profile.event_names
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

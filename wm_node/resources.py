@@ -18,7 +18,7 @@ BUNDLE = "bundles/tabletop"
 LABEL_FREE_BUNDLE = "bundles/tabletop_label_free"
 """Its sibling: encoder and rollout learnt from video, joints and actions alone."""
 HAZARDS_BUNDLE = "bundles/tabletop_hazards"
-"""Of the same table with other things on it, and a person who reaches across."""
+"""Of the same table with other things on it, a person who reaches across, and other looks."""
 
 
 def _candidates() -> list[Path]:
@@ -43,13 +43,3 @@ def resource(relative: str) -> Path:
             return path
     looked = ", ".join(str(root) for root in _candidates())
     raise WmError(f"'{relative}' is not part of this installation of wm_node (looked in {looked}).")
-
-
-def shipped_bundle(goal: str, others: bool = False) -> Path:
-    """Return the shipped bundle for goals by ``state`` or ``image``.
-
-    ``others``: for scenes in which other things stand about or a person reaches in.
-    """
-    if others:
-        return resource(HAZARDS_BUNDLE)
-    return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)

@@ -26,7 +26,7 @@ from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.resources import resource, shipped_bundle
+from wm_node.resources import resource
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle",
         type=Path,
-        help="bundle to run (default: one of the two that ship, by the kind of goal)",
+        help="bundle to run (default: one of those that ship, by the goal and the level)",
     )
     parser.add_argument(
         "--goal",
@@ -73,10 +73,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes, write summary, report and bag; 0 only if everything ran to its end."""
     first_seed = evaluation_seeds(args.seed, args.episodes)[0]
     require(("rclpy", "ros"), ("mujoco", "sim"), ("jinja2", "report"), ("matplotlib", "report"))
-    from wm_node.sim.levels import find_level
+    from wm_node.sim.levels import bundle_for
 
-    others = bool(find_level(args.level).adds)
-    bundle = load_bundle(args.bundle or shipped_bundle(args.goal, others))
+    bundle = load_bundle(args.bundle or bundle_for(args.level, args.goal))
     if not bundle.profile.simulated:
         raise WmError(
             f"the bundle {bundle.path} is for the robot '{bundle.profile.name}', which is not "

@@ -17,7 +17,7 @@ from wm_node.cli.fidelity import add_fidelity_arguments, run_fidelity
 from wm_node.cli.progress import table_console
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
-from wm_node.resources import BUNDLE, resource, shipped_bundle
+from wm_node.resources import BUNDLE, resource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         help="what 'wm train' wrote (default: bundles/tabletop; for the suite's goals by picture "
-        "bundles/tabletop_label_free, whose encoder and rollout never saw a label; for the levels "
-        "clutter and moving_hand bundles/tabletop_hazards)",
+        "bundles/tabletop_label_free, whose encoder and rollout never saw a label; for clutter, "
+        "moving_hand and, by picture, all levels but basic bundles/tabletop_hazards)",
     )
     parser.add_argument("--backend", default="openvino", help="openvino or torch")
     parser.add_argument("--threads", type=int, default=1, help="of inference, each process")
@@ -120,15 +120,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_suite(args: argparse.Namespace) -> int:
-    from wm_node.sim.levels import find_level
+    from wm_node.sim.levels import bundle_for
     from wm_node.training.suite_evaluation import check_planners, evaluate_suite
 
     planners, levels = args.planner.split(","), args.level.split(",")
     settings = _settings(args)
-    bundles = {
-        level: args.bundle or shipped_bundle(args.goal, bool(find_level(level).adds))
-        for level in levels
-    }
+    bundles = {level: args.bundle or bundle_for(level, args.goal) for level in levels}
     for level in levels:
         check_planners(planners, level, args.goal, bundles[level], args.backend, settings)
     console = Console(stderr=True)

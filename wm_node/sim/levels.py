@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wm_node.errors import WmError
+from wm_node.resources import BUNDLE, HAZARDS_BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.level import BASIC, Level
 from wm_node.sim.level_clutter import CLUTTER
 from wm_node.sim.level_edge import EDGE
@@ -13,6 +16,18 @@ from wm_node.sim.level_varied import VARIED
 LEVELS: dict[str, Level] = {
     level.name: level for level in (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED)
 }
+
+
+def bundle_for(level: str, goal: str) -> Path:
+    """Return the shipped bundle that a level is played with, for goals by ``state`` or ``image``.
+
+    Raises:
+        WmError: there is no such level.
+    """
+    found = find_level(level)
+    if found.adds or (goal == "image" and found is not BASIC):
+        return resource(HAZARDS_BUNDLE)
+    return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)
 
 
 def find_level(name: str) -> Level:
