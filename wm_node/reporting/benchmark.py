@@ -33,6 +33,15 @@ def draw_growth(folder: Path, growth: Mapping[str, Sequence[Mapping[str, float]]
         for axes, (name, title) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
             sizes = [point["size"] for point in growth[name]]
             axes.loglog(sizes, [point["ms"] for point in growth[name]], "o-", color=BLUE, ms=4)
+            for point in growth[name]:  # an axis within one decade has no number of its own
+                axes.annotate(
+                    f"{point['ms']:.3g}",
+                    (point["size"], point["ms"]),
+                    textcoords="offset points",
+                    xytext=(0, 6),
+                    ha="center",
+                    fontsize=7,
+                )
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.minorticks_off()
             axes.set_title(title)
