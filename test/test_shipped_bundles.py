@@ -12,12 +12,7 @@ import pytest
 from wm_node.bundle import load_bundle
 from wm_node.planning.ways import ways_of
 from wm_node.profile import load_profile
-from wm_node.resources import (
-    BUNDLE,
-    HAZARDS_BUNDLE,
-    LABEL_FREE_BUNDLE,
-    resource,
-)
+from wm_node.resources import BUNDLE, HAZARDS_BUNDLE, LABEL_FREE_BUNDLE, resource
 from wm_node.sim.levels import LEVELS, bundle_for
 from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 

@@ -108,6 +108,10 @@ class Bundle:
         _check_file(self.path, name, self.manifest["files"].get(name))
         return self.path / name
 
+    def optional_file(self, name: str) -> Path | None:
+        """Return the path as :meth:`checked_file`; None where the bundle holds no such file."""
+        return self.checked_file(name) if name in self.manifest["files"] else None
+
     def checked_graph(self, graph: str) -> Path:
         """Return the path of a graph, checked as its weights are; see :meth:`checked_file`."""
         self.checked_file(WEIGHTS)

@@ -20,11 +20,11 @@ from wm_node.errors import WmError
 from wm_node.nodes.foresight import Cycle, Foresight, Observation, Tick, take
 from wm_node.nodes.inference import Samples
 from wm_node.planning.context import NotReady
-from wm_node.planning.hold import HoldLimits, holds
+from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
 from wm_node.planning.supervision import SupervisionConfig, Supervisor
-from wm_node.planning.ways import goal_in_view, ways_of
+from wm_node.planning.ways import next_goal, ways_of
 from wm_node.planning.world_model import Context, Futures, Outcomes
 from wm_node.safety.reasons import Reason
 
@@ -319,13 +319,13 @@ class ControlCycle:
             self.planner.reset()
             return self._going_on(observation, context, Reason.NO_GOAL)
         model, near = self._foresight.model, self.limits.hold
-        state.reached = holds(model, self.objective, state.goal, context, near, state.reached)
+        now = present_values(model, self.objective, state.goal, context)
+        state.reached = holds(model, self.objective, state.goal, context, now, near, state.reached)
         if state.reached:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
         self.planner.resize(self.search)
-        ways = self._ways if self.use_ways else None
-        goal = goal_in_view(ways, model, self.objective, state.goal, context)
+        goal = next_goal(self._ways if self.use_ways else None, state.goal, now)
         plan = self._plan(context, goal)
         plan_ms = 1e3 * (time.perf_counter() - start)
         self.plan_ms.add(plan_ms)

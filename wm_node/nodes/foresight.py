@@ -424,10 +424,9 @@ class Foresight:
 
 def _densities(bundle: Bundle) -> dict[str, FrameDensity]:
     """Return the densities of the cameras' frames; none in bundles from before they were kept."""
-    if FILE not in bundle.manifest["files"]:
-        return {}
+    file = bundle.optional_file(FILE)
     cameras = tuple(camera.name for camera in bundle.profile.cameras)
-    return load_densities(bundle.checked_file(FILE), cameras)
+    return {} if file is None else load_densities(file, cameras)
 
 
 def _finite(goal: Goal) -> Goal:

@@ -26,26 +26,39 @@ class HoldLimits:
     """The same for goal pictures without labels, in model steps to go."""
 
 
+def present_values(
+    model: WorldModel, objective: Objective, goal: Goal, context: Context
+) -> Floats | None:
+    """Return the goal's values (G,) as the present frame shows them.
+
+    None for a goal that is a picture alone, of a robot without labels.
+    """
+    if goal.state is None:
+        return None
+    return objective.goal_values(model.read(context.latents[-1]))
+
+
 def holds(
     model: WorldModel,
     objective: Objective,
     goal: Goal,
     context: Context,
+    now: Floats | None,
     limits: HoldLimits,
     held: bool,
 ) -> bool:
     """Whether the robot should hold at its goal now.
 
     Args:
-        model: reads the present, or tells the time to a goal picture.
-        objective: picks the goal's values out of the labels.
+        model: tells the time to a goal picture.
+        objective: knows the tolerance.
         goal: where the scene should be.
         context: ends at the present.
+        now: of :func:`present_values`.
         limits: how near is near enough.
         held: whether it held in the cycle before.
     """
-    if goal.state is not None:
-        now: Floats = objective.goal_values(model.read(context.latents[-1]))
+    if goal.state is not None and now is not None:
         away = float(np.linalg.norm(now - goal.state)) / objective.tolerance
         return away < (limits.resume if held else limits.reached)
     profile = model.profile

@@ -26,8 +26,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from wm_node.bundle import Bundle
 from wm_node.errors import WmError
-from wm_node.planning.objective import Objective
-from wm_node.planning.world_model import Context, Floats, Goal, WorldModel
+from wm_node.planning.world_model import Floats, Goal
 from wm_node.profile import RobotProfile
 
 FILE = "places.safetensors"
@@ -74,6 +73,7 @@ class Ways:
 
     def __init__(self, places: PlaceMap) -> None:
         self._map = places
+        self._free = np.argwhere(places.free)
         # A rim that is not free, so that nothing leads along the border of what is known.
         free = np.pad(places.free, 1)
         self._clear: Doubles = places.cell * distance_transform_edt(free)[1:-1, 1:-1]
@@ -98,7 +98,7 @@ class Ways:
             self._next, self._goal = self._ways_to(goal), goal
         way: list[int] = []
         at = self._nearest_free(here)
-        while at >= 0 and len(way) <= self._next.size:
+        while at >= 0:
             way.append(at)
             at = int(self._next[at])
         points = self._places(np.array(way))
@@ -136,9 +136,8 @@ class Ways:
 
     def _nearest_free(self, point: tuple[float, float]) -> int:
         """Return the flat index of the free cell that is nearest."""
-        free = np.argwhere(self._map.free)
-        away = np.linalg.norm(free - self._coordinates(np.array(point)), axis=1)
-        x, y = free[int(away.argmin())].tolist()
+        away = np.linalg.norm(self._free - self._coordinates(np.array(point)), axis=1)
+        x, y = self._free[int(away.argmin())].tolist()
         return int(x * self._map.free.shape[1] + y)
 
     def _coordinates(self, points: NDArray[np.floating]) -> Doubles:
@@ -171,15 +170,15 @@ def _graph(places: PlaceMap, clear: Doubles) -> csr_array:
     return csr_array((np.concatenate([*costs, *costs]), ends), shape=(free.size, free.size))
 
 
-def next_goal(ways: Ways, goal: Goal, here: Floats) -> Goal:
+def next_goal(ways: Ways | None, goal: Goal, here: Floats | None) -> Goal:
     """Return the goal that a search is given: the true one, or the next point on the way to it.
 
     Args:
-        ways: on the map of the goal's labels.
+        ways: on the map of the goal's labels; None where there is none, or it is not to be used.
         goal: the true one.
-        here: (2,) where the object is now.
+        here: (2,) where the object is now; None where nothing reads it.
     """
-    if goal.state is None or not np.isfinite(here).all():
+    if ways is None or goal.state is None or here is None or not np.isfinite(here).all():
         return goal
     x, y = np.asarray(here, np.float64).tolist()
     goal_x, goal_y = np.asarray(goal.state, np.float64).tolist()
@@ -188,18 +187,6 @@ def next_goal(ways: Ways, goal: Goal, here: Floats) -> Goal:
         return goal
     # Without the picture of the true goal: it does not show this point.
     return Goal(state=np.asarray(found, np.float32))
-
-
-def goal_in_view(
-    ways: Ways | None, model: WorldModel, objective: Objective, goal: Goal, context: Context
-) -> Goal:
-    """Return the next goal as :func:`next_goal`, the object's place read from the present frame.
-
-    ``ways`` is None where the bundle has no map, or it is not to be used.
-    """
-    if ways is None or goal.state is None:
-        return goal
-    return next_goal(ways, goal, objective.goal_values(model.read(context.latents[-1])))
 
 
 # ---- in a bundle ---------------------------------------------------------------------------
@@ -241,6 +228,5 @@ def ways_of(bundle: Bundle) -> Ways | None:
     Raises:
         WmError: the map is damaged.
     """
-    if FILE not in bundle.manifest["files"]:
-        return None
-    return Ways(load_places(bundle.checked_file(FILE)))
+    file = bundle.optional_file(FILE)
+    return None if file is None else Ways(load_places(file))

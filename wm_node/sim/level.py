@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.sim.scene import SceneParts
+from wm_node.sim.scene import NOTHING_ADDED, SceneParts
 from wm_node.sim.task import TARGET_DISTANCE_M, is_valid_goal
 
 Point = tuple[float, float]
@@ -108,7 +108,7 @@ class Level:
     """
 
     name: str
-    parts: SceneParts | None = None
+    parts: SceneParts = NOTHING_ADDED
     arrange: Callable[[mujoco.MjModel, Start, np.random.Generator], Setup] = _as_drawn
     hazards: bool = False
     adds: tuple[str, ...] = ()

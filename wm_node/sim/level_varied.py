@@ -9,6 +9,7 @@ camera are not here, nor are mass and friction other than the basic scene's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from math import cos, pi, radians, sin
 
@@ -89,16 +90,18 @@ def _picture(kind: str, number: int) -> bytes:
     return file.getvalue()
 
 
+SURFACES = {f"varied_{kind}_{n}": (kind, n) for kind in KINDS for n in range(OF_EACH)}
+
+
+@cache
+def _pictures() -> dict[str, bytes]:
+    return {f"{name}.png": _picture(*which) for name, which in SURFACES.items()}
+
+
 def _parts() -> SceneParts:
-    files = {
-        f"varied_{kind}_{number}.png": _picture(kind, number)
-        for kind in KINDS
-        for number in range(OF_EACH)
-    }
     lines = [f'<material name="{_PLAIN}"/>']
-    for file in files:
-        name = file.removesuffix(".png")
-        lines.append(f'<texture name="{name}" type="2d" file="{file}"/>')
+    for name in SURFACES:
+        lines.append(f'<texture name="{name}" type="2d" file="{name}.png"/>')
         lines += [
             f'<material name="{name}_{repeat}" texture="{name}" texrepeat="{repeat} {repeat}"/>'
             for repeat in REPEATS
@@ -109,7 +112,7 @@ def _parts() -> SceneParts:
         f'pos="0 0 -0.0001" euler="0 0 0.3" rgba="1 1 1 0"/>'
         for k, shape in enumerate(("box", "ellipsoid", "box"))
     )
-    return SceneParts("\n".join(lines), bodies, files)
+    return SceneParts("\n".join(lines), bodies, _pictures)
 
 
 # ---- an episode ----------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def dress(model: mujoco.MjModel, geoms: Sequence[str], material: str, painted: C
         model.geom_rgba[geom, :3] = painted
 
 
-def direction(rng: np.random.Generator) -> NDArray[np.float64]:
+def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
     """Return a random direction in space, (3,) of length 1."""
     drawn = rng.normal(size=3)
     return np.asarray(drawn / np.linalg.norm(drawn))
@@ -48,9 +48,9 @@ def move_camera(
     model: mujoco.MjModel, rng: np.random.Generator, shift_m: float, turn_rad: float
 ) -> None:
     """Move the camera by a distance and turn it by an angle, both in random directions."""
-    model.cam_pos[0] += shift_m * direction(rng)
+    model.cam_pos[0] += shift_m * _direction(rng)
     half = turn_rad / 2
-    turn = np.array([cos(half), *(sin(half) * direction(rng))])
+    turn = np.array([cos(half), *(sin(half) * _direction(rng))])
     turned = np.empty(4)
     mujoco.mju_mulQuat(turned, turn, model.cam_quat[0])
     model.cam_quat[0] = turned

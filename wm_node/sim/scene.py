@@ -6,8 +6,8 @@ camera), z up. The arm stands at the back, the camera in front. Metres everywher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import cos, pi, sin
 
 
@@ -131,13 +131,15 @@ class SceneParts:
 
     assets: str = ""
     bodies: str = ""
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """PNG pictures by the names under which ``assets`` speaks of them."""
+    files: Callable[[], dict[str, bytes]] = dict
+    """Draws PNG pictures, by the names under which ``assets`` speaks of them."""
 
 
-def scene_xml(width: int, height: int, parts: SceneParts | None = None) -> str:
+NOTHING_ADDED = SceneParts()
+
+
+def scene_xml(width: int, height: int, parts: SceneParts) -> str:
     """Return the MJCF text of the scene with an off-screen buffer of ``width`` x ``height``."""
-    parts = parts or SceneParts()
     table, zone = TABLE_BOUNDS, ZONE_BOUNDS
     table_cx, table_cy = (table.x_min + table.x_max) / 2, (table.y_min + table.y_max) / 2
     table_hx, table_hy = (table.x_max - table.x_min) / 2, (table.y_max - table.y_min) / 2

@@ -84,9 +84,8 @@ class TabletopSim:
         self.camera_size = camera_size
         self.actuation_delay_s = actuation_delay_s
         self.command_timeout_s = command_timeout_s
-        parts = level.parts or scene.SceneParts()
-        text = scene.scene_xml(*camera_size, parts)
-        self.model = mujoco.MjModel.from_xml_string(text, dict(parts.files))
+        text = scene.scene_xml(*camera_size, level.parts)
+        self.model = mujoco.MjModel.from_xml_string(text, level.parts.files())
         self.data = mujoco.MjData(self.model)
         self._renders = render
         self._camera: SceneCamera | None = None

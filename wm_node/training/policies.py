@@ -14,11 +14,11 @@ from wm_node.data.resample import to_ns
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
-from wm_node.planning.hold import HoldLimits, holds
+from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.supervision import worst_risk
-from wm_node.planning.ways import goal_in_view, ways_of
+from wm_node.planning.ways import next_goal, ways_of
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
@@ -150,12 +150,13 @@ class MpcPolicy:
         committed = committed_commands(observation, self._profile)
         settings, goal = self._settings, self._goal
         self.plan = None
+        objective, held = self._planner.objective, self._held
+        now = present_values(self.model, objective, goal, context)
         if settings.deployed:
-            objective, held = self._planner.objective, self._held
-            self._held = holds(self.model, objective, goal, context, settings.hold, held)
+            self._held = holds(self.model, objective, goal, context, now, settings.hold, held)
             if self._held:
                 return brake_actions(self._profile, committed[-1])
-        goal = goal_in_view(self._ways, self.model, self._planner.objective, goal, context)
+        goal = next_goal(self._ways, goal, now)
         plan = self._planner.plan(
             self.model,
             context,
