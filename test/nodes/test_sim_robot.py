@@ -214,6 +214,7 @@ def test_reset_begins_the_episode_of_its_seed(client):
     sim = TabletopSim((320, 240))
     task = task_for_seed(sim, answers[1]["seed"])
     assert answers[1]["goal"] == pytest.approx(task.goal)
+    assert answers[1]["ticks"] == task.ticks
     pose = client.wait_for("sim_robot/mug_pose", 4)[-1].pose.position
     assert (pose.x, pose.y) == pytest.approx(task.start, abs=1e-6)
     assert client.tip() == pytest.approx(tuple(sim.tip()), abs=1e-3)

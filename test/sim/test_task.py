@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,9 +80,10 @@ def test_an_event_ends_the_episode_without_success(fell, zone):
     assert (score.success, score.fell, score.zone) == (False, fell, zone)
 
 
-def test_time_runs_out():
-    keeper = ScoreKeeper(TASK)
-    for _ in range(EPISODE_TICKS - 4):
+@pytest.mark.parametrize("ticks", [EPISODE_TICKS, 2 * EPISODE_TICKS])
+def test_time_runs_out(ticks: int):
+    keeper = ScoreKeeper(replace(TASK, ticks=ticks))
+    for _ in range(ticks - 4):
         keeper.update(AWAY, fell=False, zone=False)
     for _ in range(4):
         assert not keeper.done

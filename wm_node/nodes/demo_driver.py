@@ -31,7 +31,7 @@ ACTIVATE_ORDER = ("flight_recorder", "safety_gate", "world_model", "mpc_planner"
 DEACTIVATE_ORDER = ("mpc_planner", "safety_gate", "sim_robot", "world_model", "flight_recorder")
 
 READY_S = 15.0  # for the planner's context to fill after a reset
-EPISODE_MARGIN_S = 10.0  # beyond the 6 s that an episode takes, before the ground truth is missed
+EPISODE_MARGIN_S = 10.0  # beyond what an episode may take, before the ground truth is missed
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class DemoDriver(Conductor):
             return keeper.done
 
         try:
-            limit = 60 * TICK_S + EPISODE_MARGIN_S
+            limit = task.ticks * TICK_S + EPISODE_MARGIN_S
             self._caller.spin_until(decided, limit, "the simulator's ground truth went silent")
         finally:
             self._keeper = None
@@ -189,6 +189,7 @@ class DemoDriver(Conductor):
             data = json.loads(answer)
             seed = int(data["seed"])
             goal = (float(data["goal"][0]), float(data["goal"][1]))
+            ticks = int(data["ticks"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise WmError(f"the simulator's reset answered '{answer}', not a task.") from error
         # The scene jumped, and no frame can tell: the model must not stitch the two together.
@@ -203,7 +204,7 @@ class DemoDriver(Conductor):
         if self._is_latched():
             self._trigger("safety_gate/reset")
         self._planner_reason = ""
-        return Task(seed, self._mug, goal)
+        return Task(seed, self._mug, goal, ticks)
 
     def _is_latched(self) -> bool:
         return self.values.get("safety_gate", {}).get("latched", "").lower() == "true"

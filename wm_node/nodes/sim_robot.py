@@ -231,13 +231,17 @@ class SimRobot(ManagedNode):
         if self.is_active:
             self._publish_goal()
 
+    def _task_text(self) -> str:
+        task = self._task
+        return json.dumps({"seed": task.seed, "goal": list(task.goal), "ticks": task.ticks})
+
     def _publish_goal(self) -> None:
         self._publish_point(self._goal_publisher, self._stamp_ns(), (*self._task.goal, 0.0))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._next_episode()
         response.success = True
-        response.message = json.dumps({"seed": self._task.seed, "goal": list(self._task.goal)})
+        response.message = self._task_text()
         return response
 
     def _on_render_goal(
@@ -253,7 +257,7 @@ class SimRobot(ManagedNode):
             lambda picture: self._publish_image(self._goal_image_publisher, stamp_ns, picture),
             self._sim.mover_pose(0.0),
         )
-        response.message = json.dumps({"seed": self._task.seed, "goal": list(self._task.goal)})
+        response.message = self._task_text()
         return response
 
     # ---- commands --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_node.sim.scene import NOTHING_ADDED, SceneParts
-from wm_node.sim.task import TARGET_DISTANCE_M, is_valid_goal
+from wm_node.sim.task import EPISODE_TICKS, TARGET_DISTANCE_M, is_valid_goal
 
 Point = tuple[float, float]
 Floats = NDArray[np.float64]
@@ -104,7 +104,8 @@ class Level:
     """A level. ``arrange`` may change the model of an episode; it sets anew all that it sets once.
 
     ``hazards`` says that a straight push may break a rule, so that a reference must look out;
-    ``adds`` names those of :data:`OTHERS` that stand in its scene.
+    ``adds`` names those of :data:`OTHERS` that stand in its scene; ``ticks`` is how long its
+    task may take.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Level:
     arrange: Callable[[mujoco.MjModel, Start, np.random.Generator], Setup] = _as_drawn
     hazards: bool = False
     adds: tuple[str, ...] = ()
+    ticks: int = EPISODE_TICKS
 
 
 BASIC = Level("basic")

@@ -21,6 +21,7 @@ PAST_ZONE_M = (0.10, 0.22)  # the way round is longer
 LEAST_EDGE_M = 0.03  # from the target to the edge: the mug still stands there by itself
 THROUGH_ZONE_M = 0.006  # how deep a path must lie in the zone to count as crossing it
 TIP_FROM_MUG_M = 0.10
+TICKS = 120  # ways round are two to three times as long as the straight ones of other levels
 LEAST_TARGETS = 3  # of the grid: where one alone is fit the mug, as it settles, may lose it
 
 
@@ -56,4 +57,4 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
             return setup
 
 
-EDGE = Level("edge", arrange=_arrange, hazards=True)
+EDGE = Level("edge", arrange=_arrange, hazards=True, ticks=TICKS)

@@ -26,11 +26,15 @@ ZONE_MARGIN_M = 0.03
 
 @dataclass(frozen=True)
 class Task:
-    """Push the mug from ``start`` to ``goal``, both (x, y) in m in the table frame."""
+    """Push the mug from ``start`` to ``goal``, both (x, y) in m in the table frame.
+
+    ``ticks`` is how long it may take.
+    """
 
     seed: int
     start: tuple[float, float]
     goal: tuple[float, float]
+    ticks: int = EPISODE_TICKS
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def sample_task(sim: TabletopSim, rng: np.random.Generator) -> Task:
         angle, distance = rng.uniform(-pi, pi), rng.uniform(*sim.setup.goal_distance_m)
         goal = (x + distance * cos(angle), y + distance * sin(angle))
         if sim.setup.accepts((x, y), goal):
-            return Task(sim.seed, (x, y), goal)
+            return Task(sim.seed, (x, y), goal, sim.level.ticks)
     raise WmError(f"no target can be reached from the mug's place ({x:.2f}, {y:.2f}); reset first.")
 
 
@@ -135,7 +139,7 @@ class ScoreKeeper:
     @property
     def done(self) -> bool:
         """Whether nothing that follows can change the outcome."""
-        return self.success or bool(self.reason) or self.ticks >= EPISODE_TICKS
+        return self.success or bool(self.reason) or self.ticks >= self._task.ticks
 
     def score(self, act_ms: Sequence[float] = ()) -> EpisodeScore:
         """Return the score so far."""
