@@ -173,7 +173,7 @@ class Bench:
         self.caller.spin_for(seconds)
 
     def trigger(self, name: str) -> Trigger.Response:
-        return self.caller.call(Trigger, name, Trigger.Request())
+        return self.caller.call(Trigger, name, Trigger.Request(), resend_s=3.0)
 
     def moving(self, speed: float = 0.15) -> list[float]:
         """Have the arm move steadily towards the middle of its range; return the command."""

@@ -7,15 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State
-from rclpy.executors import SingleThreadedExecutor
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message, serialize_message
@@ -127,6 +132,49 @@ class TestLifecycle:
         caller.change("stubborn", "configure")
         assert node.calls == ["configure"]
         caller.close()
+
+
+@pytest.mark.usefixtures("ros")
+class TestLostAnswers:
+    """What DDS does to a client that a server has not discovered yet: the service stays silent."""
+
+    @pytest.mark.parametrize("lost", ["answer", "request"])
+    def test_a_transition_is_known_without_its_answer(self, lost: str) -> None:
+        server, over = rclpy.create_node("shy"), threading.Event()
+        states, requests = ["inactive"], []
+
+        def on_change(request: ChangeState.Request, response: ChangeState.Response) -> Any:
+            requests.append(request.transition.id)
+            if lost == "answer" or len(requests) > 1:
+                states.append("active")
+            if len(requests) == 1:
+                over.wait(30.0)
+            response.success = True
+            return response
+
+        def on_state(request: GetState.Request, response: GetState.Response) -> Any:
+            response.current_state.label = states[-1]
+            return response
+
+        together = ReentrantCallbackGroup()
+        server.create_service(ChangeState, "shy/change_state", on_change, callback_group=together)
+        server.create_service(GetState, "shy/get_state", on_state, callback_group=together)
+        executor = MultiThreadedExecutor(3)
+        executor.add_node(server)
+        spinning = threading.Thread(target=executor.spin)
+        spinning.start()
+        caller = Caller(rclpy.create_node("caller"))
+        try:
+            began_s = time.monotonic()
+            caller.change("shy", "activate")
+            assert time.monotonic() - began_s < 20.0
+            assert states[-1] == "active"
+            assert len(requests) == (1 if lost == "answer" else 2)
+        finally:
+            over.set()
+            executor.shutdown()
+            spinning.join(10.0)
+            caller.close()
 
 
 @pytest.mark.usefixtures("ros")

@@ -210,7 +210,8 @@ class DemoDriver(Conductor):
         return self.values.get("safety_gate", {}).get("latched", "").lower() == "true"
 
     def _trigger(self, service: str) -> str:
-        response = self._caller.call(Trigger, service, Trigger.Request())
+        # A reset that is asked for again only leads to the next episode.
+        response = self._caller.call(Trigger, service, Trigger.Request(), resend_s=3.0)
         if not response.success:
             raise WmError(f"the service '{service}' refused: {response.message}")
         return str(response.message)

@@ -27,6 +27,8 @@ from wm_node.nodes.common import TRANSITIONS
 DISCOVERY_S = 30.0
 # Configuring loads and checks a bundle.
 TRANSITION_S = 60.0
+# Without an answer for so long, a node is asked for its state: the answer may be lost.
+ASK_S = 2.0
 
 # The state that each transition leads to.
 _LEADS_TO = {
@@ -63,12 +65,17 @@ class Caller:
         Raises:
             WmError: it did not become true in time.
         """
+        if not self._spins_until(done, timeout_s):
+            raise WmError(f"{what} within {timeout_s:g} s.")
+
+    def _spins_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while not done():
             if time.monotonic() > deadline:
-                raise WmError(f"{what} within {timeout_s:g} s.")
+                return False
             self._watch()
             self._executor.spin_once(timeout_sec=0.05)
+        return True
 
     def spin_for(self, seconds: float) -> None:
         """Spin for a while."""
@@ -93,13 +100,7 @@ class Caller:
         Raises:
             WmError: no such service appears, or it does not answer in time.
         """
-        client = self._clients.get((kind, name))
-        if client is None:
-            client = self.node.create_client(kind, name)
-            self._clients[(kind, name)] = client
-        self.spin_until(
-            client.service_is_ready, DISCOVERY_S, f"the service '{name}' did not appear"
-        )
+        client = self._client(kind, name)
         futures: list[Any] = []
         due = time.monotonic()
 
@@ -118,10 +119,25 @@ class Caller:
                     client.remove_pending_request(future)
         return next(future.result() for future in futures if future.done())
 
-    def state(self, name: str) -> str:
+    def _client(self, kind: type, name: str) -> Any:
+        """Return a client of a service that is there.
+
+        Raises:
+            WmError: it does not appear.
+        """
+        client = self._clients.get((kind, name))
+        if client is None:
+            client = self.node.create_client(kind, name)
+            self._clients[(kind, name)] = client
+        self.spin_until(
+            client.service_is_ready, DISCOVERY_S, f"the service '{name}' did not appear"
+        )
+        return client
+
+    def state(self, name: str, timeout_s: float = 10.0) -> str:
         """Return the label of a node's lifecycle state, such as ``inactive``."""
         request = GetState.Request()
-        response = self.call(GetState, f"{name}/get_state", request, resend_s=1.0)
+        response = self.call(GetState, f"{name}/get_state", request, timeout_s, resend_s=1.0)
         return str(response.current_state.label)
 
     def change(self, name: str, transition: str) -> None:
@@ -130,13 +146,49 @@ class Caller:
         Raises:
             WmError: the node refused; its own log says why.
         """
-        if self.state(name) == _LEADS_TO[transition]:
+        before, after = self.state(name), _LEADS_TO[transition]
+        if before == after:
             return
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        response = self.call(ChangeState, f"{name}/change_state", request, TRANSITION_S)
-        if not response.success:
+        response = self._transition(name, TRANSITIONS[transition], before, after)
+        if response is not None and not response.success and self.state(name) != after:
             raise WmError(f"the node '{name}' refused to {transition}; its log says why.")
+
+    def _transition(self, name: str, transition: int, before: str, after: str) -> Any:
+        """Ask for a transition; return the response, None where only the state tells of it.
+
+        A server that has not discovered this client yet does what it is asked and drops its answer
+        ("client will not receive response"), or it never hears the request. The state tells which.
+
+        Raises:
+            WmError: neither answer nor change in time.
+        """
+        request = ChangeState.Request()
+        request.transition.id = transition
+        service = f"{name}/change_state"
+        client = self._client(ChangeState, service)
+        deadline = time.monotonic() + TRANSITION_S
+        futures = [client.call_async(request)]
+        unheard = 0  # times in a row that the node was still in the state before
+        try:
+            while not self._spins_until(lambda: any(f.done() for f in futures), ASK_S):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0.0:
+                    raise WmError(
+                        f"the service '{service}' did not answer within {TRANSITION_S:g} s."
+                    )
+                # A node that is busy with the transition may not answer this either.
+                state = self.state(name, left_s)
+                if state == after:
+                    return None
+                unheard = unheard + 1 if state == before else 0
+                if unheard == 2:
+                    futures.append(client.call_async(request))
+                    unheard = 0
+        finally:
+            for future in futures:
+                if not future.done():
+                    client.remove_pending_request(future)
+        return next(future.result() for future in futures if future.done())
 
     def set_parameter(
         self, name: str, parameter: str, value: Sequence[float] | float | str
