@@ -15,7 +15,7 @@ from wm_node.bundle import Bundle
 from wm_node.cli.main import main as wm
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.episode import record_episode
-from wm_node.sim.mix import PLANNER, Mix
+from wm_node.sim.mix import CARELESS, PLANNED, PLANNER, Mix
 from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import EDGE_MARGIN_M
@@ -93,12 +93,13 @@ def test_a_place_that_no_target_can_be_reached_from_ends_nothing(
     assert np.isfinite(play.act(sim, rng)).all()
 
 
-def test_bags_say_which_bundle_played(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PLANNED)
+def test_bags_say_which_bundle_played(bundle: Bundle, tmp_path: Path, name: str) -> None:
     out, figures = tmp_path / "bags", tmp_path / "figures.json"
     words = ["--episodes", "1", "--workers", "1", "--camera-rate", "10", "--image-size", "160x120"]
-    words += ["--behaviours", PLANNER, "--bundle", str(bundle.path), "--json", str(figures)]
+    words += ["--behaviours", name, "--bundle", str(bundle.path), "--json", str(figures)]
     assert wm(["collect", "--out", str(out), *words]) == 0
-    assert json.loads(figures.read_text())["behaviours"] == {PLANNER: 1}
+    assert json.loads(figures.read_text())["behaviours"] == {name: 1}
     settings = json.loads((out / "collect.jsonl").read_text().splitlines()[0])
     assert settings["bundle_sha256"] == bundle.sha256
 
@@ -107,7 +108,8 @@ def test_bags_say_which_bundle_played(bundle: Bundle, tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["--behaviours", "wander=0.5,planner=0.5"], "needs a --bundle"),
-        (["--bundle", "anything"], "give it a share"),
+        (["--bundle", "anything"], "give one a share"),
+        (["--behaviours", "careless"], "'careless' needs a --bundle"),
         (["--behaviours", "planner", "--bundle", "nowhere"], "nowhere"),
     ],
 )
@@ -127,3 +129,12 @@ def test_where_no_target_is_fit_the_planner_plays_all_the_same(
     sim.setup = replace(sim.setup, accepts=lambda start, goal: False)
     play.reset(sim, rng)
     assert np.isfinite([play.act(sim, rng) for _ in range(3)]).all()
+
+
+def test_the_careless_one_does_not_mind_risk(bundle: Bundle) -> None:
+    make = behaviours_with_planner(bundle.path)
+    careless, planner = make(CARELESS), make(PLANNER)
+    assert isinstance(careless, PlannedPlay)
+    assert isinstance(planner, PlannedPlay)
+    assert careless._policy._weights.risk == 0.0
+    assert planner._policy._weights.risk > 0.0

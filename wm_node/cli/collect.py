@@ -6,7 +6,7 @@ import argparse
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
-        help="shares of wander, aimed, edge, zone, careful, and planner, which needs a --bundle",
+        help="shares of wander, aimed, edge, zone, careful, and planner and careless, which need a "
+        "--bundle; careless plans without minding risk",
     )
     parser.add_argument(
-        "--bundle", type=Path, default=None, help="bundle that the behaviour 'planner' plans with"
+        "--bundle", type=Path, default=None, help="bundle that planner and careless plan with"
     )
     parser.add_argument(
         "--level",
@@ -62,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
     # Imported here: --help must not need MuJoCo.
     from wm_node.sim.collect import Settings, collect
     from wm_node.sim.levels import find_level
-    from wm_node.sim.mix import PLANNER, parse_mix
+    from wm_node.sim.mix import PLANNED, parse_mix
 
     profile = load_profile(args.robot)
     _check(args, profile)
     find_level(args.level)
     camera = profile.cameras[0]
     width, height = _image_size(args.image_size) or (camera.width, camera.height)
-    mix = parse_mix(args.behaviours, more=(PLANNER,))
-    make, sha256 = _player(args.bundle, PLANNER in mix.shares)
+    mix = parse_mix(args.behaviours, more=PLANNED)
+    make, sha256 = _player(args.bundle, sorted(set(PLANNED) & set(mix.shares)))
     settings = Settings(
         seed=args.seed,
         behaviours=dict(mix.shares),
@@ -130,20 +131,20 @@ def _check(args: argparse.Namespace, profile: RobotProfile) -> None:
         raise WmError(f"the camera rate {rate:g} must divide 100 Hz, such as 10, 20 or 50.")
 
 
-def _player(bundle: Path | None, planned: bool) -> tuple[MakeBehaviour, str]:
+def _player(bundle: Path | None, planned: Sequence[str]) -> tuple[MakeBehaviour, str]:
     """Return what builds the behaviours, and the hash of the bundle that one of them plans with.
 
     Raises:
         WmError: the planner without a bundle, a bundle without the planner, or a damaged one.
     """
-    from wm_node.sim.mix import PLANNER, make_behaviour
+    from wm_node.sim.mix import PLANNED, make_behaviour
 
     if not planned:
         if bundle is not None:
-            raise WmError(f"--bundle is for the behaviour '{PLANNER}'; give it a share, or none.")
+            raise WmError(f"--bundle is for {' and '.join(PLANNED)}; give one a share, or none.")
         return make_behaviour, ""
     if bundle is None:
-        raise WmError(f"the behaviour '{PLANNER}' needs a --bundle to plan with.")
+        raise WmError(f"the behaviour '{planned[0]}' needs a --bundle to plan with.")
     from wm_node.bundle import load_bundle
     from wm_node.training.planned_play import behaviours_with_planner
 

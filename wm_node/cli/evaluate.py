@@ -91,6 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="override a weight of the objective; may be repeated",
     )
+    parser.add_argument(
+        "--safety",
+        choices=("none", "risk", "full"),
+        default="risk",
+        help="of planner mpc: no plan is stopped; it brakes for predicted risk, as the gate would; "
+        "or the whole gate, with its limits, and doubt stand between it and the robot "
+        "(default: risk)",
+    )
     add_bag_arguments(parser)
     add_fidelity_arguments(parser)
     add_alarm_arguments(parser)
@@ -175,7 +183,15 @@ def _line(figures: dict[str, Any]) -> str:
         f"{figures['violations']} violations, "
         f"{figures['falls']} falls, {figures['zone_entries']} zone entries, "
         f"plan p50 {figures['plan_ms']['p50']} ms, p99 {figures['plan_ms']['p99']} ms"
+        + _stops(figures["gate_stops"])
     )
+
+
+def _stops(seconds: dict[str, float]) -> str:
+    if not seconds:
+        return ""
+    texts = (f"{name} {value:.2f} s" for name, value in seconds.items())
+    return f"; an episode's mean time at the gate without a command: {', '.join(texts)}"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -225,7 +241,7 @@ def _settings(args: argparse.Namespace) -> Any:
             name = ""
         if name not in known:
             raise WmError(f"--weight {text}: use NAME=NUMBER with one of {sorted(known)}.")
-    settings = PlanSettings(config=config, weights=weights)
+    settings = PlanSettings(config=config, weights=weights, safety=args.safety)
     if args.latency_s is not None:
         settings = replace(settings, latency_s=args.latency_s)
     return settings

@@ -20,6 +20,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.foresight import Cycle, Foresight, Observation, Tick, take
 from wm_node.nodes.inference import Samples
 from wm_node.planning.context import NotReady
+from wm_node.planning.doubt import SURPRISE_CYCLES
 from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Objective, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, rest_action
@@ -177,7 +178,7 @@ class Limits:
     """
 
     surprise: float = 5.0
-    surprise_cycles: int = 3
+    surprise_cycles: int = SURPRISE_CYCLES
     strangeness: float = 4.0
     hold: HoldLimits = field(default_factory=HoldLimits)
 

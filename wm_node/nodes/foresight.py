@@ -24,17 +24,16 @@ from wm_node.errors import WmError
 from wm_node.nodes.imagination import Imagination
 from wm_node.nodes.inference import InferenceWorker, Samples
 from wm_node.planning.context import NotReady, ObservationBuffer
+from wm_node.planning.doubt import densities_of, surprise_at_present
 from wm_node.planning.world_model import (
     Context,
     Futures,
     Goal,
     Outcomes,
     WorldModel,
-    continued,
 )
 from wm_node.profile import Camera, RobotProfile
 from wm_node.safety.drift import DriftMonitor
-from wm_node.safety.familiarity import FILE, FrameDensity, load_densities
 
 Floats = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -151,7 +150,7 @@ class Foresight:
         self.encode_ms = Samples()
         self.surprise = float("nan")
         self.strangeness = (0.0, "")
-        self._densities = _densities(bundle)
+        self._densities = densities_of(bundle)
         self.drift = drift
         """Watches the surprise, where it is known what is usual."""
         self.cycle: Cycle | None = None
@@ -303,7 +302,7 @@ class Foresight:
             return
         try:
             context = self.buffer.context(tick.stamp_ns)
-            self.surprise = self._surprise(context, latent)
+            self.surprise = surprise_at_present(self.model, self.buffer, context, latent)
             self.strangeness = max(
                 (
                     (density.strangeness(frames[name]), name)
@@ -325,18 +324,6 @@ class Foresight:
     def _tell_failed(self, tick: Tick, error: Exception) -> None:
         if self.cycle is not None:
             self.cycle.failed(tick, error)
-
-    def _surprise(self, context: Context | NotReady, latent: Floats) -> float:
-        """Compare a latent with what was to be expected one step before, as robot then acted."""
-        if isinstance(context, NotReady):
-            return float("nan")
-        past = self.buffer.context(context.stamp_ns - self._step_ns)
-        if isinstance(past, NotReady):
-            return float("nan")
-        applied = context.actions[-1]  # (ticks, A): acted in the step that ends now
-        actions = continued(applied, self.profile.model.horizon_ticks)
-        predicted = self.model.rollout(past, actions[None]).latents[0, 0]
-        return self.model.surprise(predicted, latent, 1)
 
     def _encode_goal(self, item: tuple[Any, Callable[[Goal | None], None]]) -> None:
         message, done = item
@@ -420,13 +407,6 @@ class Foresight:
 
     def _failed(self, slot: str, error: Exception) -> None:
         self._listeners.refused(f"the engine failed on a {slot}: {error!r}.", "")
-
-
-def _densities(bundle: Bundle) -> dict[str, FrameDensity]:
-    """Return the densities of the cameras' frames; none in bundles from before they were kept."""
-    file = bundle.optional_file(FILE)
-    cameras = tuple(camera.name for camera in bundle.profile.cameras)
-    return {} if file is None else load_densities(file, cameras)
 
 
 def _finite(goal: Goal) -> Goal:

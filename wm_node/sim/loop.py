@@ -31,6 +31,9 @@ class Observation:
 
     Those stamped after ``stamp_ns`` are on their way and cannot be taken back.
     """
+    planned: tuple[NDArray[np.float64], ...] | None = None
+    """The policy's own commands (2,), oldest first, where a gate stands between them and what was
+    applied; None: what was applied."""
 
 
 class ClosedLoop:
@@ -59,3 +62,7 @@ class ClosedLoop:
         effect_s = sim.time_s + self._latency_s + sim.actuation_delay_s
         self._applied.append((START_NS + round(effect_s * NS), velocity))
         return effect_s
+
+    def advance(self, seconds: float) -> None:
+        """Let a moment pass."""
+        self._sim.advance(seconds)

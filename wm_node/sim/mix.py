@@ -25,7 +25,9 @@ class Mix:
         return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
-PLANNER = "planner"
+PLANNER, CARELESS = "planner", "careless"
+"""Behaviours that plan with a bundle; ``careless`` does not mind risk."""
+PLANNED = (PLANNER, CARELESS)
 """Name of the behaviour that plans with a bundle: :mod:`wm_node.training.planned_play`."""
 BEHAVIOURS = ("wander", "aimed", "edge", "zone", "careful")
 DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})

@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Protocol, cast
@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_node.errors import WmError
+from wm_node.profile import RobotProfile
 from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
 from wm_node.sim.careful import Careful
+from wm_node.sim.gated import GatedLoop, Told, gate_of
 from wm_node.sim.levels import find_level
 from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
 from wm_node.sim.strips import Trace
@@ -39,6 +41,13 @@ class Policy(Protocol):
 
     def act(self, observation: Observation) -> NDArray[np.floating]:
         """Return the tip velocity (2,) in m/s to command next."""
+
+
+class GatedPolicy(Policy, Protocol):
+    """One that a gate can judge."""
+
+    told: Told
+    """What it tells the gate of the command that it returned last."""
 
 
 PolicyFactory = Callable[[], Policy]
@@ -104,6 +113,7 @@ def run_episode(
     policy: Policy,
     latency_s: float = DEFAULT_LATENCY_S,
     on_tick: Callable[[Observation, NDArray[np.float64]], None] | None = None,
+    profile: RobotProfile | None = None,
 ) -> EpisodeScore:
     """Run the task of ``seed`` until its outcome is decided.
 
@@ -113,11 +123,17 @@ def run_episode(
         policy: what acts.
         latency_s: from a frame to the effect of its command.
         on_tick: called with each observation and the command that it led to.
+        profile: of the robot whose safety gate stands between the policy, a :class:`GatedPolicy`,
+            and the simulator; None: nothing does.
     """
     task = task_for_seed(sim, seed)
     policy.reset(task, sim)
     keeper = ScoreKeeper(task)
-    loop = ClosedLoop(sim, latency_s)
+    loop = (
+        ClosedLoop(sim, latency_s)
+        if profile is None
+        else GatedLoop(sim, latency_s, gate_of(profile), profile.action.frame_id)
+    )
     act_ms: list[float] = []
     while not keeper.done:
         observation = loop.observe(policy.uses_frames)
@@ -126,17 +142,25 @@ def run_episode(
         act_ms.append(1e3 * (time.perf_counter() - began))
         if on_tick is not None:
             on_tick(observation, command)
-        loop.command(command)
-        fell, zone, broken = _advance_tick(sim)
+        if isinstance(loop, GatedLoop):
+            loop.command(command, cast(GatedPolicy, policy).told)
+        else:
+            loop.command(command)
+        fell, zone, broken = _advance_tick(sim, loop)
         x, y, _, _ = sim.mug_pose()
         keeper.update((x, y), fell, zone, broken)
-    return keeper.score(act_ms)
+    score = keeper.score(act_ms)
+    if isinstance(loop, GatedLoop):
+        score = replace(score, stops=tuple(sorted(loop.stops.items())))
+    return score
 
 
-def _advance_tick(sim: TabletopSim, step_s: float = 0.01) -> tuple[bool, bool, str]:
+def _advance_tick(
+    sim: TabletopSim, loop: ClosedLoop | GatedLoop, step_s: float = 0.01
+) -> tuple[bool, bool, str]:
     fell, zone, broken = False, False, ""
     for _ in range(round(TICK_S / step_s)):
-        sim.advance(step_s)
+        loop.advance(step_s)
         fell |= sim.fell()
         zone |= sim.in_zone()
         broken = broken or sim.violation()
@@ -152,6 +176,7 @@ class _Settings:
     camera_size: tuple[int, int]
     delay_s: float
     traced: bool
+    profile: RobotProfile | None
 
     def simulator(self, policy: Policy) -> TabletopSim:
         level = find_level(self.level)
@@ -159,7 +184,7 @@ class _Settings:
 
     def run(self, sim: TabletopSim, seed: int, policy: Policy) -> tuple[EpisodeScore, Trace | None]:
         if not self.traced:
-            return run_episode(sim, seed, policy, self.latency_s), None
+            return run_episode(sim, seed, policy, self.latency_s, None, self.profile), None
         poses: list[NDArray[np.float64]] = []
         times: list[float] = []
 
@@ -167,7 +192,7 @@ class _Settings:
             poses.append(sim.pose())
             times.append(sim.time_s)
 
-        score = run_episode(sim, seed, policy, self.latency_s, lambda *_: note())
+        score = run_episode(sim, seed, policy, self.latency_s, lambda *_: note(), self.profile)
         note()  # how it ended
         return score, Trace(np.array(poses), np.array(times))
 
@@ -201,6 +226,7 @@ def run_suite(
     on_score: Callable[[EpisodeScore], None] | None = None,
     level: str = "basic",
     on_trace: Callable[[EpisodeScore, Trace], None] | None = None,
+    profile: RobotProfile | None = None,
 ) -> list[EpisodeScore]:
     """Score a policy on the tasks of ``seeds``.
 
@@ -215,6 +241,7 @@ def run_suite(
         on_score: called after each episode, in the order of their ends, for progress.
         level: name of the suite's level, see :mod:`wm_node.sim.levels`.
         on_trace: called after each episode with what it looked like, for picture strips.
+        profile: see :func:`run_episode`.
 
     Returns:
         One score a seed, in their order; the same for any number of workers, but for ``act_ms``.
@@ -222,7 +249,8 @@ def run_suite(
     if workers < 1:
         raise WmError("the suite needs at least one worker.")
     find_level(level)
-    settings = _Settings(level, latency_s, camera_size, actuation_delay_s, on_trace is not None)
+    traced = on_trace is not None
+    settings = _Settings(level, latency_s, camera_size, actuation_delay_s, traced, profile)
     by_seed: dict[int, EpisodeScore] = {}
 
     def ended(score: EpisodeScore, trace: Trace | None) -> None:

@@ -43,7 +43,8 @@ class EpisodeScore:
 
     ``act_ms`` holds the time that the policy took for each tick, where that was measured.
     ``violation`` says that a rule was broken: a fall, an entry into the zone, or a rule of the
-    level; ``reason`` says which. Success requires that none was.
+    level; ``reason`` says which. Success requires that none was. ``stops`` counts, by reason, the
+    steps in which a safety gate let no command pass, where one was played.
     """
 
     seed: int
@@ -58,6 +59,7 @@ class EpisodeScore:
     act_ms: tuple[float, ...] = ()
     violation: bool = False
     reason: str = ""
+    stops: tuple[tuple[str, int], ...] = ()
 
 
 def path_is_free(

@@ -1,7 +1,8 @@
 """Episodes that the planner plays: data of what a planner does with its model's mistakes.
 
 A search finds the futures that a model judges too well, which scripted behaviours hardly ever try.
-Trained on what truly follows there, the next model no longer believes in them.
+Trained on what truly follows there, the next model no longer believes in them. A search that does
+not mind risk (``careless``) meets with events that another believes it avoids.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from wm_node.errors import WmError
 from wm_node.sim.behaviours import Behaviour
 from wm_node.sim.loop import NS, START_NS, Observation
-from wm_node.sim.mix import PLANNER, MakeBehaviour, make_behaviour
+from wm_node.sim.mix import CARELESS, PLANNED, MakeBehaviour, make_behaviour
 from wm_node.sim.scene import TABLE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, Task, sample_task
@@ -94,18 +95,19 @@ class PlannedPlay:
         self._policy.aim(task, sim)
 
 
-@lru_cache(maxsize=1)
-def _play(bundle: str) -> PlannedPlay:
+@lru_cache(maxsize=len(PLANNED))
+def _play(bundle: str, name: str) -> PlannedPlay:
     """This process's player: engines take long to compile."""
     # Neither hold nor brake for risk: what follows from going on is what the data are for.
-    settings = PlanSettings(latency_s=TICK_S, deployed=False)
+    careless = {"risk": 0.0} if name == CARELESS else {}
+    settings = PlanSettings(latency_s=TICK_S, deployed=False, weights=careless)
     return PlannedPlay(MpcPolicy(bundle, "openvino", "state", settings))
 
 
 def _make(bundle: str, name: str) -> Behaviour:
-    return _play(bundle) if name == PLANNER else make_behaviour(name)
+    return _play(bundle, name) if name in PLANNED else make_behaviour(name)
 
 
 def behaviours_with_planner(bundle: Path) -> MakeBehaviour:
-    """Return what builds behaviours by name, ``planner`` among them."""
+    """Return what builds behaviours by name, ``planner`` and ``careless`` among them."""
     return partial(_make, str(bundle))

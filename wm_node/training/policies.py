@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from wm_node.data.resample import to_ns
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
+from wm_node.planning.doubt import SURPRISE_CYCLES, densities_of, surprise_at_present
 from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
@@ -22,10 +25,18 @@ from wm_node.planning.ways import next_goal, ways_of
 from wm_node.planning.world_model import Context, Floats, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
+from wm_node.safety.reasons import Reason
+from wm_node.sim.gated import Told
 from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import Task
+
+SAFETY = {
+    "none": "no plan is stopped",
+    "risk": "brakes where the gate would for predicted risk",
+    "full": "the whole safety gate stands between planner and robot, with limits and doubt",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class PlanSettings:
     latency_s: float = DEFAULT_LATENCY_S
     use_proposal: bool = True
     deployed: bool = True
-    """Hold at the goal as the node does, and brake where the gate would for predicted risk."""
+    """Hold at the goal as the node does, and see to safety."""
+    safety: str = "risk"
+    """One of :data:`SAFETY`."""
     hold: HoldLimits = field(default_factory=HoldLimits)
     ways: bool = True
     """Go round what must not be entered, where the bundle has a map of it."""
@@ -78,6 +91,10 @@ class MpcPolicy:
         self._fresh = True
         self._held = False
         self._commands = 0
+        self._densities = densities_of(loaded)
+        self._surprises: deque[float] = deque(maxlen=SURPRISE_CYCLES)
+        self.told = Told(Reason.NO_COMMAND)
+        """What the node would tell the gate of the last tick."""
         self.plan: Plan | None = None
         """Of the last tick; None where the robot held instead."""
 
@@ -85,6 +102,7 @@ class MpcPolicy:
         """Begin an episode; a goal picture is taken of the simulator's own scene."""
         self._planner.reset()
         self._buffer.reset()
+        self._surprises.clear()
         self._fresh = True
         self._commands = 0
         self.aim(task, sim)
@@ -150,12 +168,16 @@ class MpcPolicy:
         committed = committed_commands(observation, self._profile)
         settings, goal = self._settings, self._goal
         self.plan = None
+        gated = settings.deployed and settings.safety == "full"
+        doubt = self._doubt(observation, context) if gated else Reason.OK
+        if doubt is not Reason.OK:
+            return self._brake(doubt, committed)
         objective, held = self._planner.objective, self._held
         now = present_values(self.model, objective, goal, context)
         if settings.deployed:
             self._held = holds(self.model, objective, goal, context, now, settings.hold, held)
             if self._held:
-                return brake_actions(self._profile, committed[-1])
+                return self._brake(Reason.GOAL_REACHED, committed)
         goal = next_goal(self._ways, goal, now)
         plan = self._planner.plan(
             self.model,
@@ -167,14 +189,34 @@ class MpcPolicy:
             self.model.propose_for(context, goal) if settings.use_proposal else None,
         )
         self.plan = plan
-        if settings.deployed and self._is_risky(plan):
-            return brake_actions(self._profile, committed[-1])
+        risk, safety = worst_risk(plan.outcomes, 0, self._profile), self._profile.safety
+        if gated:
+            uncertainty = float(plan.outcomes.uncertainty[0].max()) / safety.uncertainty_limit
+            full = len(self._surprises) == self._surprises.maxlen
+            lasting = min(self._surprises) / safety.surprise_limit if full else math.nan
+            self.told = Told(Reason.OK, risk, uncertainty, lasting)
+        stops = settings.deployed and settings.safety == "risk"
+        if stops and event_over_threshold(risk, safety.risk_threshold) is not None:
+            return self._brake(Reason.RISK, committed)  # the gate would not let it through
         return plan.actions
 
-    def _is_risky(self, plan: Plan) -> bool:
-        """Whether the gate would not let this plan through."""
-        risk = worst_risk(plan.outcomes, 0, self._profile)
-        return event_over_threshold(risk, self._profile.safety.risk_threshold) is not None
+    def _doubt(self, observation: Observation, context: Context) -> Reason:
+        """Return why the node would not plan on what it sees, ``OK`` if it would."""
+        assert observation.frame is not None
+        safety, small = self._profile.safety, self._resized(observation.frame)
+        latent = context.latents[-1]
+        self._surprises.append(surprise_at_present(self.model, self._buffer, context, latent))
+        density = self._densities.get(self._camera)
+        if density is not None and density.strangeness(small) > safety.strangeness_limit:
+            self._planner.reset()
+            return Reason.FRAMES_STRANGE
+        full = len(self._surprises) == self._surprises.maxlen
+        surprised = full and min(self._surprises) > safety.surprise_limit
+        return Reason.SURPRISE if surprised else Reason.OK
+
+    def _brake(self, reason: Reason, committed: NDArray[np.float64]) -> Floats:
+        self.told = Told(reason)
+        return brake_actions(self._profile, committed[-1])
 
 
 class CloningPolicy(MpcPolicy):
@@ -242,6 +284,7 @@ class OraclePolicy:
 
 def committed_commands(observation: Observation, profile: RobotProfile) -> NDArray[np.float64]:
     """Return the last commands (K, A), oldest first; zeros where there were none."""
-    before = [command for _, command in observation.applied[-3:]]
+    applied = (command for _, command in observation.applied[-3:])
+    before = list(applied if observation.planned is None else observation.planned[-3:])
     rest = [np.zeros(len(profile.action.names))] * (3 - len(before))
     return np.stack([*rest, *before])

@@ -13,6 +13,7 @@ import numpy as np
 from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
+from wm_node.safety.gate import GateConfig
 from wm_node.sim.levels import find_level
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.strips import Trace, write_strips
@@ -21,7 +22,9 @@ from wm_node.sim.task import EpisodeScore
 from wm_node.statistics import wilson95
 from wm_node.training.policies import CloningPolicy, MpcPolicy, OraclePolicy, PlanSettings
 
-WITH_BUNDLE = {"mpc": MpcPolicy, "cloning": CloningPolicy}
+GATED = "mpc"
+"""The planner that tells the gate what it foresees."""
+WITH_BUNDLE = {GATED: MpcPolicy, "cloning": CloningPolicy}
 PLANNERS = (*WITH_BUNDLE, "oracle", *REFERENCE_POLICIES)
 
 
@@ -88,6 +91,7 @@ def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
         "violation_reasons": dict(
             sorted(Counter(score.reason for score in scores if score.reason).items())
         ),
+        "gate_stops": _stops(scores),
         "ticks_mean": round(float(np.mean([score.ticks for score in scores])), 2),
         "final_distance_cm": round(
             float(np.mean([score.final_distance for score in scores])) * 100, 2
@@ -97,6 +101,15 @@ def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
             "p99": round(float(np.percentile(times, 99)), 2),
         },
     }
+
+
+def _stops(scores: Sequence[EpisodeScore]) -> dict[str, float]:
+    """Mean seconds an episode in which the gate let no command pass, by reason."""
+    total: Counter[str] = Counter()
+    for score in scores:
+        total.update(dict(score.stops))
+    seconds = {name: GateConfig.period_s * steps / len(scores) for name, steps in total.items()}
+    return {name: round(value, 3) for name, value in sorted(seconds.items())}
 
 
 def episode_figures(score: EpisodeScore) -> dict[str, Any]:
@@ -131,6 +144,7 @@ def evaluate_suite(
     """
     settings = settings or PlanSettings()
     factory = policy_factory(planner, goal, bundle, backend, settings)
+    gated = settings.safety == "full" and planner == GATED
     seeds = evaluation_seeds(seed, episodes, first_seed)
     traced: list[tuple[EpisodeScore, Trace]] = []
     scores = run_suite(
@@ -141,12 +155,14 @@ def evaluate_suite(
         on_score=on_score,
         level=level,
         on_trace=None if pictures is None else lambda *episode: traced.append(episode),
+        profile=load_bundle(bundle).profile if gated and bundle else None,
     )
     figures = {
         "planner": planner,
         "goal": goal,
         "seed": seed,
         "level": level,
+        "safety": settings.safety if planner == GATED else None,
         "bundle_sha256": load_bundle(bundle).sha256 if bundle and planner in WITH_BUNDLE else None,
         **summarise(scores),
         "episode_list": [episode_figures(score) for score in scores],
