@@ -12,6 +12,7 @@ from wm_node.errors import WmError
 from wm_node.profile import load_profile
 from wm_node.sim.episode import record_episode
 from wm_node.sim.generate import generate_episode, generate_episodes
+from wm_node.sim.levels import find_level
 from wm_node.sim.mix import DEFAULT_MIX, Mix, make_behaviour, parse_mix
 from wm_node.sim.tabletop import TabletopSim
 
@@ -87,3 +88,29 @@ def test_streams_are_stamped_as_a_robot_would():
     assert set(np.diff(streams.command_stamps)) == {100_000_000}
     assert streams.frames.shape == (len(streams.frame_stamps), 48, 64, 3)
     assert np.abs(streams.commands).max() <= 0.25 + 1e-9
+
+
+def _hit_episodes(name: str, level: str, count: int = 16) -> int:
+    """Episodes of a behaviour in which a rule of the level is broken."""
+    sim = TabletopSim((160, 120), render=False, level=find_level(level))
+    hits = 0
+    for seed in range(count):
+        sim.reset(seed)
+        rng, behaviour = np.random.default_rng(seed), make_behaviour(name)
+        behaviour.reset(sim, rng)
+        broken = ""
+        for _ in range(40):
+            sim.command_tip_velocity(behaviour.act(sim, rng))
+            for _ in range(10):
+                sim.advance(0.01)
+                broken = broken or sim.violation()
+        hits += bool(broken)
+    return hits
+
+
+def test_meeting_pushes_meet_what_moves_by_itself_more_often_than_others():
+    assert _hit_episodes("meet", "moving_hand") >= 2 + _hit_episodes("aimed", "moving_hand")
+
+
+def test_meeting_pushes_are_ordinary_ones_where_nothing_moves_by_itself():
+    assert _hit_episodes("meet", "basic", 2) == 0

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
-        help="shares of wander, aimed, edge, zone, careful, and planner and careless, which need a "
-        "--bundle; careless plans without minding risk",
+        help="shares of wander, aimed, edge, zone, careful, meet (pushes to where a hand will be), "
+        "and planner and careless, which need a --bundle; careless plans without minding risk",
     )
     parser.add_argument(
         "--bundle", type=Path, default=None, help="bundle that planner and careless plan with"

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import MAX_TIP_SPEED
+from wm_node.sim.level import Mover
 from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_BOUNDS, TIP_RADIUS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 
 CONTACT_M = MUG_RADIUS + TIP_RADIUS  # distance of the centres at touch
+PLACES = ("table", "edge", "zone", "mover")
+MEET_S = (0.2, 1.8)  # from the present to when a mover is met
+REACH_BACK_M = 0.15  # of what follows a mover's end
+TIP_ALONE_SHARE = 0.35
 Vector = NDArray[np.float64]
 
 
@@ -157,12 +162,13 @@ class AimedPush:
     """Noisy pushes to random targets, with pauses, slow stretches, glancing contacts and wandering.
 
     ``where`` chooses the targets: ``table`` anywhere on it, ``edge`` beyond an edge, ``zone``
-    inside the red zone.
+    inside the red zone, ``mover`` where something that moves by itself will be, for the mug or, in
+    some pushes, for the tip alone; on the table where a level has no such thing.
     """
 
     def __init__(self, where: str) -> None:
-        if where not in ("table", "edge", "zone"):
-            raise WmError(f"'{where}' is no place to push to; use table, edge or zone.")
+        if where not in PLACES:
+            raise WmError(f"'{where}' is no place to push to; use one of {', '.join(PLACES)}.")
         self._where = where
         self._wander = Wander()
         self._target = (0.0, 0.0)
@@ -173,6 +179,7 @@ class AimedPush:
         self._noise_now = np.zeros(2)
         self._mode_left = 0
         self._mode = "push"
+        self._tip_alone = False
 
     def reset(self, sim: TabletopSim, rng: np.random.Generator) -> None:
         """Draw the character of the episode and the first target."""
@@ -189,10 +196,15 @@ class AimedPush:
         )
         self._offset = float(rng.normal(0.0, 0.35)) if rng.random() < 0.35 else 0.0
         self._clearance = float(rng.uniform(0.012, 0.045))
+        met = self._where == "mover" and sim.setup.mover is not None
+        self._tip_alone = met and rng.random() < TIP_ALONE_SHARE
 
     def _draw_target(self, sim: TabletopSim, rng: np.random.Generator) -> tuple[float, float]:
         x, y, _, _ = sim.mug_pose()
         table = TABLE_BOUNDS
+        mover = sim.setup.mover
+        if self._where == "mover" and mover is not None:
+            return _meeting_point(mover, sim.time_s + float(rng.uniform(*MEET_S)), rng)
         if self._where == "zone":
             zone = ZONE_BOUNDS
             return float(rng.uniform(zone.x_min, zone.x_max)), float(
@@ -230,8 +242,21 @@ class AimedPush:
             return np.zeros(2)
         if self._mode == "wander":
             return self._wander.act(sim, rng)
-        velocity = push_velocity(tip, mug, self._target, self._speed, self._offset, self._clearance)
+        if self._tip_alone:
+            way = np.subtract(self._target, tip)
+            velocity = self._speed * way / max(float(np.linalg.norm(way)), 0.02)
+        else:
+            velocity = push_velocity(
+                tip, mug, self._target, self._speed, self._offset, self._clearance
+            )
         return np.clip(velocity + self._noise_now, -MAX_TIP_SPEED, MAX_TIP_SPEED)
+
+
+def _meeting_point(mover: Mover, time_s: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Return a point of a moving body at a time: its end, or behind it along its heading."""
+    pose = mover.pose(np.asarray(time_s))
+    yaw, back = 2.0 * atan2(float(pose[6]), float(pose[3])), float(rng.uniform(0.0, REACH_BACK_M))
+    return float(pose[0]) - back * cos(yaw), float(pose[1]) - back * sin(yaw)
 
 
 def _edge_distances(x: float, y: float) -> Vector:

@@ -26,10 +26,10 @@ class Mix:
 
 
 PLANNER, CARELESS = "planner", "careless"
-"""Behaviours that plan with a bundle; ``careless`` does not mind risk."""
 PLANNED = (PLANNER, CARELESS)
-"""Name of the behaviour that plans with a bundle: :mod:`wm_node.training.planned_play`."""
-BEHAVIOURS = ("wander", "aimed", "edge", "zone", "careful")
+"""Names of the behaviours that plan with a bundle: :mod:`wm_node.training.planned_play`."""
+_PUSHES = {"aimed": "table", "edge": "edge", "zone": "zone", "meet": "mover"}
+BEHAVIOURS = ("wander", "careful", *_PUSHES)
 DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})
 
 
@@ -43,8 +43,8 @@ def make_behaviour(name: str) -> Behaviour:
         return Wander()
     if name == "careful":
         return CarefulPushes()
-    if name in ("aimed", "edge", "zone"):
-        return AimedPush({"aimed": "table"}.get(name, name))
+    if name in _PUSHES:
+        return AimedPush(_PUSHES[name])
     raise WmError(f"there is no behaviour '{name}'; use one of {', '.join(BEHAVIOURS)}.")
 
 
