@@ -381,8 +381,19 @@ class ControlCycle:
         """Note the first of the actions (T, A) as in force, unless surprise speaks against it."""
         reason = self._judge(observation.surprise)
         if reason is Reason.OK:
-            self.schedule.put(observation.tick.stamp_ns + self.latency_ns, actions[0])
+            self.put(observation.tick.stamp_ns + self.latency_ns, actions[0])
         return reason
+
+    def put(self, effect_ns: int, action: Floats) -> None:
+        """Let a command (A,) be in force from ``effect_ns`` on, in place of any later one."""
+        self.schedule.put(effect_ns, action)
+        self._foresight.buffer.add_planned(effect_ns, action)
+
+    def clear(self) -> None:
+        """Forget all commands: the robot rests, and nothing is to be read back."""
+        self.schedule.clear()
+        self._foresight.buffer.forget_planned()
+        self._foresight.buffer.forget_commands()
 
     def _committed(self, context: Context) -> Doubles:
         """Commands (K, A) in force before the one that is decided now, oldest first."""

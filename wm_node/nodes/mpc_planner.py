@@ -330,8 +330,7 @@ class MpcPlannerNode(ManagedNode):
         self._start_anew()
         assert self._cycle is not None
         self._cycle.search = self._effort.config
-        self._cycle.schedule.clear()
-        self._foresight.buffer.forget_commands()
+        self._cycle.clear()
         self._foresight.cycle = self._cycle.hooks
 
     def deactivate(self) -> None:
@@ -598,7 +597,7 @@ class MpcPlannerNode(ManagedNode):
         if not 0 < shift < len(latest.actions):
             return None, 0
         effect_ns = tick.stamp_ns + self._cycle.latency_ns
-        self._cycle.schedule.put(effect_ns, latest.actions[shift])
+        self._cycle.put(effect_ns, latest.actions[shift])
         return latest, shift
 
     def _reason(self) -> Reason:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_node.data.resample import NS, frame_skew_ns, interpolate, nearest, tick_actions, to_ns
+from wm_node.planning.passed import Ramp, as_planned
 from wm_node.planning.world_model import Context, Floats
 from wm_node.profile import RobotProfile
 
@@ -32,6 +33,17 @@ class NotReady:
 
     reason: str
     """One of ``frames``, ``joints``, ``actions``."""
+
+
+def _ramp(
+    profile: RobotProfile, delay_ns: NDArray[np.int64], timeout_ns: int | None
+) -> Ramp | None:
+    """Return how the robot's velocities are led to what is commanded; None for other robots."""
+    action = profile.action
+    if action.max_acceleration is None or action.kind == "joint_position":
+        return None
+    reach = np.asarray(action.upper) - np.asarray(action.lower)
+    return Ramp(action.kind, np.asarray(action.max_acceleration), reach, delay_ns, timeout_ns)
 
 
 class ObservationBuffer:
@@ -62,6 +74,8 @@ class ObservationBuffer:
         self._latents: deque[tuple[int, Floats]] = deque()
         self._joints: deque[tuple[int, NDArray[np.float64]]] = deque()
         self._actions: deque[tuple[int, NDArray[np.float64]]] = deque()
+        self._planned: deque[tuple[int, NDArray[np.float64]]] = deque()
+        self._ramp = _ramp(profile, self._delay_ns, self._timeout_ns)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -72,6 +86,7 @@ class ObservationBuffer:
         self._latents.clear()
         self._joints.clear()
         self._actions.clear()
+        self._planned.clear()
         self._unanswered_ns = None
 
     def add_frame(self, stamp_ns: int, latent: Floats) -> None:
@@ -86,6 +101,25 @@ class ObservationBuffer:
         """Add a command (A,) that was really applied."""
         self._add(self._actions, stamp_ns, np.array(value, dtype=np.float64))
         self.forget_commands()
+
+    def add_planned(self, effect_ns: int, value: NDArray[np.floating]) -> None:
+        """Add a command (A,) that was decided, to be in force from ``effect_ns`` on.
+
+        It takes the place of any later one. What acted is still what is read back, but for the
+        ramp that leads to a command (:mod:`wm_node.planning.passed`).
+        """
+        with self._lock:
+            planned = self._planned
+            while planned and planned[-1][0] >= effect_ns:
+                planned.pop()
+            planned.append((effect_ns, np.array(value, dtype=np.float64)))
+            while effect_ns - planned[0][0] > self._span_ns:
+                planned.popleft()
+
+    def forget_planned(self) -> None:
+        """Nothing is commanded any more."""
+        with self._lock:
+            self._planned.clear()
 
     def expect_readback(self, effect_ns: int) -> None:
         """A command that moves the robot was sent, in force from ``effect_ns`` on."""
@@ -148,8 +182,9 @@ class ObservationBuffer:
         self, stamp_ns: int, actions: list[tuple[int, NDArray[np.float64]]] | None = None
     ) -> NDArray[np.float64]:
         """Return what acted in each tick of the context that ends at a stamp (C * ticks, A)."""
-        if actions is None:
-            with self._lock:
+        with self._lock:
+            planned = list(self._planned)
+            if actions is None:
                 actions = list(self._actions)
         count = self._steps * self._ticks
         ticks = stamp_ns - self._tick_ns * np.arange(count, 0, -1, dtype=np.int64)
@@ -158,7 +193,7 @@ class ObservationBuffer:
         values = (
             np.stack([value for _, value in actions]) if actions else np.zeros((0, size), float)
         )
-        return tick_actions(
+        read = tick_actions(
             self._profile.action.kind,
             stamps,
             values,
@@ -167,6 +202,13 @@ class ObservationBuffer:
             self._delay_ns,
             self._timeout_ns,
         )
+        if self._ramp is None or not planned:
+            return read
+        decided = (
+            np.array([stamp for stamp, _ in planned], dtype=np.int64),
+            np.stack([value for _, value in planned]),
+        )
+        return as_planned(read, ticks, self._tick_ns, (stamps, values), decided, self._ramp)
 
     def history_s(self) -> float:
         """Return the seconds of frames at hand."""

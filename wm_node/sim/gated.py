@@ -70,7 +70,7 @@ class GatedLoop:
         self._sim, self._latency_s = sim, latency_s
         self._gate, self._frame_id = gate, frame_id
         self._due: deque[tuple[float, int, Values, Told]] = deque()
-        self._planned: list[Values] = []
+        self._planned: list[tuple[int, Values]] = []
         self._applied: list[tuple[int, Values]] = []
         self._next_step_s = sim.time_s
         self.stops: Counter[str] = Counter()
@@ -87,7 +87,7 @@ class GatedLoop:
         """Send the gate a tip velocity (2,) in m/s, and what is foreseen of it."""
         due_s = self._sim.time_s + self._latency_s
         self._due.append((due_s, self._stamp_ns(), velocity, told))
-        self._planned.append(velocity)
+        self._planned.append((START_NS + round(due_s * NS), velocity))
 
     def advance(self, seconds: float) -> None:
         """Let a moment pass; the gate steps first if it is its time."""

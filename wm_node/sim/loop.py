@@ -31,9 +31,9 @@ class Observation:
 
     Those stamped after ``stamp_ns`` are on their way and cannot be taken back.
     """
-    planned: tuple[NDArray[np.float64], ...] | None = None
-    """The policy's own commands (2,), oldest first, where a gate stands between them and what was
-    applied; None: what was applied."""
+    planned: tuple[tuple[int, NDArray[np.float64]], ...] | None = None
+    """The policy's own commands, likewise, where a gate stands between them and what was applied;
+    None: what was applied."""
 
 
 class ClosedLoop:

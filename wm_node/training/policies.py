@@ -152,6 +152,8 @@ class MpcPolicy:
         for effect, command in observation.applied[self._commands :]:
             self._buffer.add_action(effect, command)
         self._commands = len(observation.applied)
+        if observation.planned:
+            self._buffer.add_planned(*observation.planned[-1])
         context = self._buffer.context(stamp)
         if isinstance(context, NotReady):
             raise WmError(f"the suite's observations leave a gap in the {context.reason}.")
@@ -284,7 +286,7 @@ class OraclePolicy:
 
 def committed_commands(observation: Observation, profile: RobotProfile) -> NDArray[np.float64]:
     """Return the last commands (K, A), oldest first; zeros where there were none."""
-    applied = (command for _, command in observation.applied[-3:])
-    before = list(applied if observation.planned is None else observation.planned[-3:])
+    given = observation.applied if observation.planned is None else observation.planned
+    before = [command for _, command in given[-3:]]
     rest = [np.zeros(len(profile.action.names))] * (3 - len(before))
     return np.stack([*rest, *before])
