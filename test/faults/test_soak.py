@@ -210,18 +210,24 @@ def _suffer(soak: Soak, fault: Fault) -> None:
 def _seconds_lost(soak: Soak, bag: Path) -> float:
     """Return the longest time without a joint state in a bag in which the robot gave some.
 
+    By the robot's own stamps: what a recorder that stood for a moment receives late is not lost.
     Reads every message of it.
     """
     with AnyReader([bag]) as reader:
-        stamps = [
-            log_ns
-            for connection, log_ns, data in reader.messages()
-            if reader.deserialize(data, connection.msgtype) is not None
-            and connection.topic == "/joint_states"
-        ]
+        messages = (
+            (connection.topic, reader.deserialize(data, connection.msgtype))
+            for connection, _, data in reader.messages()
+        )
+        stamps = [_seconds(m.header.stamp) for topic, m in messages if topic == "/joint_states"]
     assert len(stamps) > 50, bag
-    gaps = itertools.pairwise(1e-9 * np.array(stamps))
-    return max(float(last - first) - soak.stalled_s(first, last) for first, last in gaps)
+    return max(
+        float(last - first) - soak.stalled_s(first, last)
+        for first, last in itertools.pairwise(stamps)
+    )
+
+
+def _seconds(stamp: Any) -> float:
+    return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
 
 
 def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:
