@@ -27,6 +27,7 @@ from rosbags.highlevel import AnyReader
 from std_msgs.msg import Bool
 
 from wm_node.errors import WmError
+from wm_node.nodes.common import stamp_to_ns
 from wm_node.nodes.lifecycle import bring_up
 from wm_node.recording.recover import recover
 from wm_node.resources import BUNDLE, resource
@@ -218,16 +219,16 @@ def _seconds_lost(soak: Soak, bag: Path) -> float:
             (connection.topic, reader.deserialize(data, connection.msgtype))
             for connection, _, data in reader.messages()
         )
-        stamps = [_seconds(m.header.stamp) for topic, m in messages if topic == "/joint_states"]
+        stamps = [
+            1e-9 * stamp_to_ns(message.header.stamp)
+            for topic, message in messages
+            if topic == "/joint_states"
+        ]
     assert len(stamps) > 50, bag
     return max(
         float(last - first) - soak.stalled_s(first, last)
         for first, last in itertools.pairwise(stamps)
     )
-
-
-def _seconds(stamp: Any) -> float:
-    return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
 
 
 def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:

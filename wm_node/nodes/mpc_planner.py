@@ -70,6 +70,7 @@ from wm_node.nodes.foresight import Foresight, Tick
 from wm_node.nodes.handover import CallbackWatch, Outbox
 from wm_node.nodes.inference import Samples
 from wm_node.nodes.pointcloud import pack
+from wm_node.planning.doubt import SURPRISE_CYCLES, lasting_surprise
 from wm_node.planning.effort import Effort, ladder
 from wm_node.planning.hold import HoldLimits
 from wm_node.planning.objective import Goal, Weights
@@ -139,7 +140,7 @@ class MpcPlannerNode(ManagedNode):
         self._effort = Effort(self._ladder)
         self._late: deque[bool] = deque(maxlen=LATE_WINDOW)
         self._late_mode = False
-        self._surprises: deque[float] = deque(maxlen=3)
+        self._surprises: deque[float] = deque(maxlen=SURPRISE_CYCLES)
         self._frame_to_command_ms, self._ready_ms = Samples(), Samples()
         self._counts = {
             "cycles": 0,
@@ -670,8 +671,7 @@ class MpcPlannerNode(ManagedNode):
         limit = float(self.get_parameter("uncertainty_limit").value)
         named["uncertainty"] = outcomes.uncertainty[:1] / limit
         # One surprised frame may be a glint; the gate hears of what lasts.
-        full = len(self._surprises) == self._surprises.maxlen
-        lasting = min(self._surprises) if full else math.nan
+        lasting = lasting_surprise(self._surprises)
         for name, value in (
             ("surprise", lasting / self._cycle.limits.surprise),
             ("surprise_now", decision.surprise / self._cycle.limits.surprise),

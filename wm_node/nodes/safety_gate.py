@@ -75,10 +75,10 @@ from wm_node.errors import WmError
 from wm_node.nodes import common
 from wm_node.nodes.pointcloud import unpack
 from wm_node.nodes.polling import Polled
-from wm_node.profile import load_profile, urdf_file
+from wm_node.profile import load_profile
 from wm_node.safety.gate import Decision, Gate, GateConfig, State, Verdict
 from wm_node.safety.reasons import ORDINARY, Reason
-from wm_node.safety.space import SpaceGuard
+from wm_node.safety.space import space_guard
 
 # Publishers are counted every so many steps; the count is a look into the local graph cache.
 _COUNT_EVERY = 5
@@ -137,7 +137,9 @@ class SafetyGate(common.ManagedNode):
         names = (field.name for field in fields(GateConfig) if field.name != "period_s")
         values = {name: self.get_parameter(name).value for name in names}
         self._config = GateConfig(period_s=1.0 / self.get_parameter("rate_hz").value, **values)
-        self._space = self._space_guard()
+        self._space = space_guard(
+            self._profile, self.get_parameter("robot").value, 2 * self._config.period_s
+        )
         self._gate = Gate(self._profile, self._config, space=self._space)
         self._lock_topic = str(self.get_parameter("lock_topic").value)
         action = self._profile.action
@@ -167,13 +169,6 @@ class SafetyGate(common.ManagedNode):
             common.HEARTBEAT_QOS,
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
         )
-
-    def _space_guard(self) -> SpaceGuard | None:
-        space = self._profile.safety.space
-        if space is None:
-            return None
-        urdf = urdf_file(self.get_parameter("robot").value, space)
-        return SpaceGuard(self._profile, space, urdf, 2 * self._config.period_s)
 
     def activate(self) -> None:
         """Start deciding, with nothing received and nothing latched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from wm_node.bundle import Bundle
 from wm_node.data.resample import to_ns
@@ -38,6 +39,15 @@ def surprise_at_present(
     actions = continued(applied, rates.horizon_ticks)
     predicted = model.rollout(past, actions[None]).latents[0, 0]
     return model.surprise(predicted, latent, 1)
+
+
+def lasting_surprise(recent: deque[float]) -> float:
+    """Return the surprise that all of the recent cycles reached; NaN before there are so many.
+
+    Args:
+        recent: of the newest cycles, ``maxlen`` of them once it is full.
+    """
+    return min(recent) if len(recent) == recent.maxlen else math.nan
 
 
 def densities_of(bundle: Bundle) -> dict[str, FrameDensity]:

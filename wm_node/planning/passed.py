@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.data.resample import NS, ActionKind, Stamps, held, tick_actions
+from wm_node.data.resample import NS, ActionKind, Stamps, tick_actions
 
 PARTS = 20
 """Of a tick, in which its ramp is followed."""
@@ -59,10 +59,10 @@ def as_planned(
         ticks: (K,) beginnings of the ticks.
         tick_ns: length of a tick.
         readback: stamps (N,) and values (N, A).
-        planned: stamps (M,) from which commands (M, A) are in force.
+        planned: stamps (M,) from which commands (M, A) are in force, one at least.
         ramp: how one leads to the other.
     """
-    if not len(planned[0]) or not len(readback[0]):
+    if not len(readback[0]):
         return read
     steps = tick_actions(ramp.kind, *planned, ticks, tick_ns, ramp.delay_ns, ramp.timeout_ns)
     part_ns = tick_ns // PARTS
@@ -90,9 +90,9 @@ def _in_force(
 ) -> Doubles:
     """Value of the command in force just before each time; zero without one, or an expired one."""
     stamps, values = commands
-    column = values[:, channel : channel + 1]
-    found = np.nan_to_num(held(stamps, column, at)[:, 0])
+    index = np.searchsorted(stamps, at, side="left") - 1
+    last = np.maximum(index, 0)
+    none = index < 0
     if timeout_ns is not None:
-        since = at - held(stamps, stamps[:, None].astype(np.float64), at)[:, 0]
-        found = np.where(since > timeout_ns, 0.0, found)
-    return np.asarray(found)
+        none |= at - stamps[last] > timeout_ns
+    return np.where(none, 0.0, values[last, channel])

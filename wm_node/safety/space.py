@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.profile import Box, RobotProfile, Space
+from wm_node.profile import Box, RobotProfile, Space, urdf_file
 from wm_node.safety.kinematics import load_chains
 from wm_node.safety.limits import joint_indices, motion_limits
 from wm_node.safety.reasons import Reason
@@ -132,3 +132,15 @@ def _outside(places: Values, lower: Values, upper: Values) -> Values:
     away = np.maximum(lower - places, places - upper)
     outside = np.linalg.norm(np.maximum(away, 0.0), axis=1)
     return np.asarray(outside + np.minimum(away.max(axis=1), 0.0))
+
+
+def space_guard(profile: RobotProfile, path: str | Path, reaction_s: float) -> SpaceGuard | None:
+    """Return the guard of a profile that was loaded from ``path``; None where it sets no space.
+
+    Raises:
+        WmError: as :class:`SpaceGuard`.
+    """
+    space = profile.safety.space
+    if space is None:
+        return None
+    return SpaceGuard(profile, space, urdf_file(path, space), reaction_s)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_node.profile import RobotProfile, urdf_file
+from wm_node.profile import RobotProfile
 from wm_node.safety.gate import Gate, GateConfig, State, Verdict
 from wm_node.safety.reasons import Reason
-from wm_node.safety.space import SpaceGuard
+from wm_node.safety.space import space_guard
 from wm_node.sim.loop import NS, START_NS, Observation
 from wm_node.sim.tabletop import TabletopSim
 
@@ -49,11 +49,7 @@ def gate_of(profile: RobotProfile) -> Gate:
     Raises:
         WmError: the profile's limits contradict each other, or its URDF does not fit.
     """
-    space = profile.safety.space
-    if space is None:
-        return Gate(profile)
-    urdf = urdf_file(profile.name, space)
-    return Gate(profile, space=SpaceGuard(profile, space, urdf, 2 * GateConfig.period_s))
+    return Gate(profile, space=space_guard(profile, profile.name, 2 * GateConfig.period_s))
 
 
 class GatedLoop:

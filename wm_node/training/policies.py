@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,12 @@ from wm_node.data.resample import to_ns
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
-from wm_node.planning.doubt import SURPRISE_CYCLES, densities_of, surprise_at_present
+from wm_node.planning.doubt import (
+    SURPRISE_CYCLES,
+    densities_of,
+    lasting_surprise,
+    surprise_at_present,
+)
 from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
@@ -32,12 +37,6 @@ from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import Task
 
-SAFETY = {
-    "none": "no plan is stopped",
-    "risk": "brakes where the gate would for predicted risk",
-    "full": "the whole safety gate stands between planner and robot, with limits and doubt",
-}
-
 
 @dataclass(frozen=True)
 class PlanSettings:
@@ -50,8 +49,9 @@ class PlanSettings:
     use_proposal: bool = True
     deployed: bool = True
     """Hold at the goal as the node does, and see to safety."""
-    safety: str = "risk"
-    """One of :data:`SAFETY`."""
+    safety: Literal["none", "risk", "full"] = "risk"
+    """``none``: no plan is stopped; ``risk``: brakes where the gate would for predicted risk;
+    ``full``: doubts what it sees as the node does, and tells a gate what it foresees."""
     hold: HoldLimits = field(default_factory=HoldLimits)
     ways: bool = True
     """Go round what must not be entered, where the bundle has a map of it."""
@@ -194,9 +194,8 @@ class MpcPolicy:
         risk, safety = worst_risk(plan.outcomes, 0, self._profile), self._profile.safety
         if gated:
             uncertainty = float(plan.outcomes.uncertainty[0].max()) / safety.uncertainty_limit
-            full = len(self._surprises) == self._surprises.maxlen
-            lasting = min(self._surprises) / safety.surprise_limit if full else math.nan
-            self.told = Told(Reason.OK, risk, uncertainty, lasting)
+            surprise = lasting_surprise(self._surprises) / safety.surprise_limit
+            self.told = Told(Reason.OK, risk, uncertainty, surprise)
         stops = settings.deployed and settings.safety == "risk"
         if stops and event_over_threshold(risk, safety.risk_threshold) is not None:
             return self._brake(Reason.RISK, committed)  # the gate would not let it through
@@ -212,8 +211,7 @@ class MpcPolicy:
         if density is not None and density.strangeness(small) > safety.strangeness_limit:
             self._planner.reset()
             return Reason.FRAMES_STRANGE
-        full = len(self._surprises) == self._surprises.maxlen
-        surprised = full and min(self._surprises) > safety.surprise_limit
+        surprised = lasting_surprise(self._surprises) > safety.surprise_limit
         return Reason.SURPRISE if surprised else Reason.OK
 
     def _brake(self, reason: Reason, committed: NDArray[np.float64]) -> Floats:
