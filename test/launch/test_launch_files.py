@@ -209,7 +209,7 @@ def test_shadow_comes_up_commands_nothing_and_goes_down(
     def look_on(it: Launched) -> None:
         it.wait(lambda it: "lifecycle" in it.exits, 90)
         request = GetParameters.Request(names=["shadow"])
-        response = caller.call(GetParameters, "/safety_gate/get_parameters", request, resend_s=1.0)
+        response = caller.call(GetParameters, "/safety_gate/get_parameters", request)
         assert response.values[0].bool_value
         # The gate sends something in every step, so a second without shadow would be heard.
         caller.spin_until(lambda: len(shadows) > 0, 10, "the gate decided nothing")

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import JointState
@@ -134,6 +139,23 @@ class TestLifecycle:
         caller.close()
 
 
+@contextmanager
+def calling(server: Node, over: threading.Event) -> Iterator[Caller]:
+    """A caller of a server that answers in threads of its own; ``over`` ends what it waits for."""
+    executor = MultiThreadedExecutor(3)
+    executor.add_node(server)
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
+    caller = Caller(rclpy.create_node("caller"))
+    try:
+        yield caller
+    finally:
+        over.set()
+        executor.shutdown()
+        spinning.join(10.0)
+        caller.close()
+
+
 @pytest.mark.usefixtures("ros")
 class TestLostAnswers:
     """What DDS does to a client that a server has not discovered yet: the service stays silent."""
@@ -159,22 +181,30 @@ class TestLostAnswers:
         together = ReentrantCallbackGroup()
         server.create_service(ChangeState, "shy/change_state", on_change, callback_group=together)
         server.create_service(GetState, "shy/get_state", on_state, callback_group=together)
-        executor = MultiThreadedExecutor(3)
-        executor.add_node(server)
-        spinning = threading.Thread(target=executor.spin)
-        spinning.start()
-        caller = Caller(rclpy.create_node("caller"))
-        try:
+        with calling(server, over) as caller:
             began_s = time.monotonic()
             caller.change("shy", "activate")
             assert time.monotonic() - began_s < 20.0
-            assert states[-1] == "active"
-            assert len(requests) == (1 if lost == "answer" else 2)
-        finally:
-            over.set()
-            executor.shutdown()
-            spinning.join(10.0)
-            caller.close()
+        assert states[-1] == "active"
+        assert len(requests) == (1 if lost == "answer" else 2)
+
+    def test_what_may_be_repeated_is_asked_again(self) -> None:
+        server, over = rclpy.create_node("deaf", start_parameter_services=False), threading.Event()
+        requests: list[str] = []
+
+        def on_set(request: SetParameters.Request, response: SetParameters.Response) -> Any:
+            requests.append(request.parameters[0].name)
+            if len(requests) == 1:
+                over.wait(30.0)
+            response.results = [SetParametersResult(successful=True)]
+            return response
+
+        together = ReentrantCallbackGroup()
+        server.create_service(SetParameters, "deaf/set_parameters", on_set, callback_group=together)
+        with calling(server, over) as caller:
+            request = SetParameters.Request(parameters=[ParameterMessage(name="rate")])
+            assert caller.call(SetParameters, "deaf/set_parameters", request).results[0].successful
+        assert requests == ["rate", "rate"]
 
 
 @pytest.mark.usefixtures("ros")

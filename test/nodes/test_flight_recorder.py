@@ -70,6 +70,10 @@ class Robot:
             lambda: all(one.get_subscription_count() for one in publishers), "no subscription"
         )
 
+    def is_recorded(self, topic: str) -> bool:
+        readers = self.node.get_subscriptions_info_by_topic(topic)
+        return NAME.removeprefix("/") in [reader.node_name for reader in readers]
+
     def run(self, seconds: float) -> None:
         """Publish joints at 100 Hz and images at 20 Hz."""
         start = time.monotonic()
@@ -226,6 +230,7 @@ def test_an_event_that_a_person_marks_is_in_the_bag(robot, recorder):
         Bool, "events/marked", lambda message: heard.append(message.data), LATCHED_QOS
     )
     robot.wait(lambda: heard == [False], "nothing was marked yet")
+    robot.wait(lambda: robot.is_recorded("/events/marked"), "the recorder does not hear itself")
     answer = robot.caller.call(Trigger, f"{NAME}/mark_event", Trigger.Request())
     assert answer.success, answer.message
     robot.wait(lambda: heard == [False, True, False], "the event did not begin and end")

@@ -16,7 +16,7 @@ from typing import Any
 import rclpy
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -29,6 +29,11 @@ DISCOVERY_S = 30.0
 TRANSITION_S = 60.0
 # Without an answer for so long, a node is asked for its state: the answer may be lost.
 ASK_S = 2.0
+
+# Without an answer for so long, a request that may be repeated is sent again.
+RESEND_S = 2.0
+# Requests that may be repeated: done twice, they leave what once leaves.
+_REPEATABLE = (GetState, GetParameters, SetParameters)
 
 # The state that each transition leads to.
 _LEADS_TO = {
@@ -90,16 +95,20 @@ class Caller:
         name: str,
         request: Any,
         timeout_s: float = 10.0,
-        resend_s: float = math.inf,
+        resend_s: float | None = None,
     ) -> Any:
         """Call a service and return its response.
 
         A server answers only clients that it has discovered, so the first request to a new process
-        can stay without an answer: one that may be repeated is sent again every ``resend_s``.
+        can stay without an answer: one that may be repeated is sent again every ``resend_s``. By
+        default that are questions and the setting of parameters; name it where a service of ours
+        may be called twice.
 
         Raises:
             WmError: no such service appears, or it does not answer in time.
         """
+        if resend_s is None:
+            resend_s = RESEND_S if kind in _REPEATABLE else math.inf
         client = self._client(kind, name)
         futures: list[Any] = []
         due = time.monotonic()
@@ -137,7 +146,7 @@ class Caller:
     def state(self, name: str, timeout_s: float = 10.0) -> str:
         """Return the label of a node's lifecycle state, such as ``inactive``."""
         request = GetState.Request()
-        response = self.call(GetState, f"{name}/get_state", request, timeout_s, resend_s=1.0)
+        response = self.call(GetState, f"{name}/get_state", request, timeout_s)
         return str(response.current_state.label)
 
     def change(self, name: str, transition: str) -> None:
@@ -211,7 +220,7 @@ class Caller:
             raise TypeError(f"cannot set a parameter to a {type(value).__name__}")
         request = SetParameters.Request(parameters=[Parameter(name=parameter, value=typed)])
         service = f"{name}/set_parameters"
-        result = self.call(SetParameters, service, request, resend_s=2.0).results[0]
+        result = self.call(SetParameters, service, request).results[0]
         if not result.successful:
             raise WmError(f"'{name}' refused the parameter '{parameter}': {result.reason}.")
 
