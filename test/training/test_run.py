@@ -20,9 +20,9 @@ from wm_node.profile import load_profile, parse_profile
 from wm_node.safety.familiarity import FILE as FAMILIAR
 from wm_node.safety.familiarity import load_densities
 from wm_node.training import loop
-from wm_node.training.data import TrainingData, batches, prefetch
+from wm_node.training.data import TrainingData, batches, is_left_out, prefetch
 from wm_node.training.dynamics_phase import Windows
-from wm_node.training.encoder_phase import augment, encode_all
+from wm_node.training.encoder_phase import EncoderTraining, augment, encode_all, encoder_phase
 from wm_node.training.loop import Recorder
 from wm_node.training.recipe import Recipe, recipe_from_dict
 from wm_node.training.run import RunSettings, train
@@ -31,6 +31,8 @@ SMALL = ModelConfig(
     latent=16,
     encoder_channels=(8, 8, 8),
     encoder_hidden=16,
+    keypoints=4,
+    encoder_blocks=1,
     width=16,
     layers=1,
     heads=2,
@@ -41,6 +43,8 @@ SMALL = ModelConfig(
 RECIPE = Recipe(
     encoder_steps=6,
     encoder_batch=4,
+    label_weight=1.0,
+    stills=5,
     dynamics_steps=6,
     dynamics_batch=16,
     context_views=1,
@@ -128,6 +132,17 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     first, second = load_network(whole).state_dict(), load_network(resumed).state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=name)
+
+
+def test_stills_are_drawn_from_all_episodes_but_those_left_out(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
+    net = WorldModelNet(Dims.of(dataset.profile), SMALL)
+    recipe = replace(RECIPE, stills=400)
+    batch = next(encoder_phase(EncoderTraining(net), data, recipe, seed=0).batches(0))
+    assert torch.equal(batch.still_frames, data.frames(batch.stills))
+    episodes = set((batch.stills // 40).tolist())
+    assert episodes == {number for number in range(22) if not is_left_out(number)}
 
 
 def test_contexts_are_drawn_from_the_views_beside_the_latents_as_they_are(

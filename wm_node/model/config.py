@@ -8,6 +8,8 @@ from typing import Any
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile
 
+MAY_BE_NONE = ("keypoints", "encoder_blocks", "transition_blocks", "futures")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -17,6 +19,10 @@ class ModelConfig:
     """Width of a frame's latent token."""
     encoder_channels: tuple[int, int, int] = (64, 96, 160)
     encoder_hidden: int = 512
+    keypoints: int = 0
+    """Places on the frame that the encoder finds by a spatial softmax; 0: plain convolutions."""
+    encoder_blocks: int = 2
+    """Residual blocks of an encoder with keypoints."""
     width: int = 192
     """Width of the dynamics: of the transformer, or of the recurrent transition."""
     layers: int = 3
@@ -55,7 +61,7 @@ class ModelConfig:
         values: dict[str, Any] = {}
         for key, value in data.items():
             numbers = value if isinstance(value, list) else [value]
-            least = 0 if key in ("transition_blocks", "futures") else 1
+            least = 0 if key in MAY_BE_NONE else 1
             if not numbers or not all(
                 isinstance(n, int) and not isinstance(n, bool) and least <= n <= 8192
                 for n in numbers

@@ -74,6 +74,8 @@ class _Batch:
     sketched: Tensor  # (K,) of the flattened B * L
     reference: Tensor  # (K, cameras, H, W, 3) uint8, of the same episodes
     mask: Tensor  # (K, cameras): 0 where the reference is missing
+    stills: Tensor  # (S,) ticks of frames that only labels are read from
+    still_frames: Tensor  # (S, cameras, H, W, 3) uint8
 
 
 def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, seed: int) -> Phase:
@@ -84,6 +86,7 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
     net, length = module.net, recipe.encoder_length
     context, horizon = net.dims.context, net.dims.horizon
     starts = data.split(length).train
+    single = data.split(1).train
     # Contexts end at frames context-1 .. length-2; step k of context i predicts frame i + 1 + k.
     # A few contexts a sequence are enough: more would cost as much again as encoding its frames.
     spaced = torch.linspace(context - 1, length - 2, min(CONTEXTS, length - context))
@@ -106,8 +109,16 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
                 index = random.permutation(ticks.numel())[:count]
                 sketched = torch.from_numpy(index).to(data.device)
                 others = data.same_episode(ticks.flatten()[sketched], random)
+                drawn_singly = torch.from_numpy(random.choice(single, recipe.stills))
+                stills = data.frame_ticks(drawn_singly.to(data.device), 1).flatten()
                 yield _Batch(
-                    at, data.frames(ticks), sketched, data.frames(others), data.mask[others]
+                    at,
+                    data.frames(ticks),
+                    sketched,
+                    data.frames(others),
+                    data.mask[others],
+                    stills,
+                    data.frames(stills),
                 )
 
         return read() if data.in_memory else prefetch(read())
@@ -116,11 +127,12 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
         at, frames = batch.starts, batch.frames
         size = len(at)
         ticks = data.frame_ticks(at, length)
-        seen = frames.flatten(0, 1)
+        shown = torch.cat([ticks.flatten(), batch.stills])
+        seen = torch.cat([frames.flatten(0, 1), batch.still_frames])
         if recipe.augmentation > 0.0:
             seen = augment(seen, recipe.augmentation)
-        latents = net.encoder(seen, data.mask[ticks].flatten(0, 1))
-        latents = latents.view(size, length, -1)
+        encoded = net.encoder(seen, data.mask[shown])
+        latents = encoded[: size * length].view(size, length, -1)
         joints, actions = data.joints[ticks], data.step_actions(at, length)
         many = size * len(ends)
         future, hidden, guess = net.predict(
@@ -142,7 +154,7 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             * ((moved - left / net.joint_baseline.residual) ** 2 * weight).mean(),
         }
         if recipe.label_weight > 0.0:
-            labels = head_losses(net, latents, data.labels[ticks], None)
+            labels = head_losses(net, encoded, data.labels[shown], None)
             result |= {name: recipe.label_weight * value for name, value in labels.items()}
         if recipe.inverse_weight > 0.0:
             pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
@@ -158,8 +170,8 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
                 net.normalise("joints", joints.flatten(0, 1)[picked]),
                 reference,
             )
-            shown = batch.mask * data.mask[ticks].flatten(0, 1)[picked]
-            result["sketch"] = recipe.sketch_weight * sketch_loss(sketch, wanted, reference, shown)
+            mask = batch.mask * data.mask[ticks].flatten(0, 1)[picked]
+            result["sketch"] = recipe.sketch_weight * sketch_loss(sketch, wanted, reference, mask)
         if recipe.reconstruction_weight > 0.0:
             first, last = 0, int(torch.randint(1, length, ()))
             few = slice(0, max(1, size // 3))

@@ -36,6 +36,9 @@ class Recipe:
     label_weight: float = 0.0
     """Weight of reading the labels from the latent, with gradient into the encoder; 0: the encoder
     learns from video, joints and actions alone."""
+    stills: int = 0
+    """Frames a step, drawn one by one from all the data, that labels are read from beside those of
+    the sequences, whose frames look much alike."""
     sketch_weight: float = 100.0
     """Weight of redrawing frames from the latent and another frame of the episode."""
     reconstruction_weight: float = 0.0
