@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -48,6 +49,8 @@ class Bench:
 
     # Joint speeds in rad/s: below the first the arm stands still, above the second it moves.
     STILL, MOVES = 0.03, 0.1
+    # Without joint states, which come every 0.01 s: the machine ran nobody, or others.
+    STALL_S = 0.05
 
     def __init__(self, domain: int, folder: Path) -> None:
         self.environment = node_environment(domain, folder)
@@ -57,6 +60,9 @@ class Bench:
         self.node = rclpy.create_node("bench")
         self.caller = Caller(self.node)
         self.speeds: list[Timed] = []
+        self.stalls: list[tuple[float, float]] = []
+        """When the simulated robot itself did not run, in its own clock: a busy machine."""
+        self._joints_s = math.inf
         self.commands: list[Timed] = []
         self.statuses: list[str] = []
         self.diagnostics: list[Timed] = []
@@ -71,8 +77,11 @@ class Bench:
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, many)
 
     def _on_joints(self, message: JointState) -> None:
-        speed = float(np.max(np.abs(message.velocity)))
-        self.speeds.append(Timed(_seconds(message.header), speed))
+        stamp_s = _seconds(message.header)
+        if stamp_s - self._joints_s > self.STALL_S:
+            self.stalls.append((self._joints_s, stamp_s))
+        self._joints_s = stamp_s
+        self.speeds.append(Timed(stamp_s, float(np.max(np.abs(message.velocity)))))
         self.positions = dict(zip(message.name, message.position, strict=True))
 
     def _on_command(self, message: TwistStamped) -> None:
@@ -205,6 +214,14 @@ class Bench:
         )
         last = max(i for i, s in enumerate(self.speeds) if s.value >= self.STILL)
         return self.speeds[last + 1].stamp_s
+
+    def stalled_s(self, first_s: float, last_s: float) -> float:
+        """Return how much of a time the robot did not run."""
+        return sum(max(min(end, last_s) - max(start, first_s), 0.0) for start, end in self.stalls)
+
+    def ran_s(self, first_s: float, last_s: float) -> float:
+        """Return how much of a time the robot ran: nobody can brake it while neither runs."""
+        return last_s - first_s - self.stalled_s(first_s, last_s)
 
     def passes(self) -> bool:
         """Whether the gate passes commands; resets it where it is latched."""

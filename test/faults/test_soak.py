@@ -37,7 +37,6 @@ SOAK_S = float(os.environ.get("WM_SOAK_S") or (LONG_S if os.environ.get("WM_VERI
 SEED = int(os.environ.get("WM_SOAK_SEED", "0"))
 GROWTH_MB = 60.0  # of a process's memory, from its first minute to its end
 GAP_S = 0.6  # without joint states in a bag: a second that is not whole was lost
-STALL_S = 0.05  # without joint states, which come every 0.01 s: the machine ran nobody, or others
 
 pytestmark = pytest.mark.timeout(SOAK_S + 900)
 
@@ -51,8 +50,6 @@ class Soak:
     faults: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[int, list[float]] = field(default_factory=dict)
     episodes: int = 0
-    stalls: list[tuple[float, float]] = field(default_factory=list)
-    """When the simulated robot itself did not run, in its own clock: a busy machine."""
 
     def start(self, name: str) -> None:
         """Start a process and bring its nodes up."""
@@ -92,20 +89,6 @@ class Soak:
         except WmError:
             return False
         return True
-
-    def note_stalls(self) -> None:
-        """Add those since the last one that is known."""
-        known = self.stalls[-1][1] if self.stalls else 0.0
-        stamps = [speed.stamp_s for speed in self.bench.speeds]
-        self.stalls += [
-            (before, after)
-            for before, after in itertools.pairwise(stamps)
-            if after - before > STALL_S and before >= known
-        ]
-
-    def stalled_s(self, first_s: float, last_s: float) -> float:
-        """Return how much of a time the robot did not run."""
-        return sum(max(min(end, last_s) - max(start, first_s), 0.0) for start, end in self.stalls)
 
     def note_memory(self) -> None:
         for process in self.bench.processes.values():
@@ -188,17 +171,14 @@ def _suffer(soak: Soak, fault: Fault) -> None:
     repair = fault.inject(soak)
     bench.spin(1.2)
     late = [s for s in bench.speeds if s.value > bench.STILL and s.stamp_s > began_s]
-    soak.note_stalls()
     last_s = max((s.stamp_s for s in late), default=began_s)
-    # Nobody can brake a robot while neither runs.
-    stalled_s = soak.stalled_s(began_s, last_s)
-    still_after_s = last_s - began_s - stalled_s
+    still_after_s = bench.ran_s(began_s, last_s)
     soak.faults.append(
         {
             "name": fault.name,
             "moved": moved,
             "still_after_s": still_after_s,
-            "stalled_s": stalled_s,
+            "stalled_s": bench.stalled_s(began_s, last_s),
         }
     )
     if fault.still_within_s is not None:
@@ -208,7 +188,7 @@ def _suffer(soak: Soak, fault: Fault) -> None:
         bench.wait(lambda: bench.trigger("safety_gate/reset").success, "no reset")
 
 
-def _seconds_lost(soak: Soak, bag: Path) -> float:
+def _seconds_lost(bench: Any, bag: Path) -> float:
     """Return the longest time without a joint state in a bag in which the robot gave some.
 
     By the robot's own stamps: what a recorder that stood for a moment receives late is not lost.
@@ -225,10 +205,7 @@ def _seconds_lost(soak: Soak, bag: Path) -> float:
             if topic == "/joint_states"
         ]
     assert len(stamps) > 50, bag
-    return max(
-        float(last - first) - soak.stalled_s(first, last)
-        for first, last in itertools.pairwise(stamps)
-    )
+    return max(float(bench.ran_s(first, last)) for first, last in itertools.pairwise(stamps))
 
 
 def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:
@@ -248,12 +225,10 @@ def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:
         bench.spin(choose.uniform(0.5, 3.0))
         _suffer(soak, order.pop())
         soak.note_memory()
-        soak.note_stalls()
         for series in (bench.speeds, bench.commands, bench.diagnostics):
             del series[:-500]
     # Well again after all of it, and nobody else is there.
     soak.play()
-    soak.note_stalls()
     assert soak.moving(timeout_s=10.0), bench.statuses[-3:]
     assert set(bench.processes) == {"robot", "gate", "world_model", "recorder"}
     assert all(process.poll() is None for process in bench.processes.values())
@@ -262,7 +237,7 @@ def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:
     lost_s = {}
     for bag in soak.bags:
         recover(bag, in_place=True)
-        lost_s[bag.name] = _seconds_lost(soak, bag)
+        lost_s[bag.name] = _seconds_lost(bench, bag)
     growth = {pid: max(m[-1] - m[min(2, len(m) - 1)], 0.0) for pid, m in soak.memory.items()}
     report = {
         "seconds": round(time.monotonic() - began_s, 1),
@@ -271,7 +246,7 @@ def test_the_loop_survives_faults_at_random(bench: Any, tmp_path: Path) -> None:
         "falls": int(np.sum(np.diff(np.array([False, *fell]).astype(int)) == 1)),
         "faults": _by_name(soak.faults),
         "longest_gap_s": lost_s,
-        "stalls_of_the_machine_s": [round(end - start, 3) for start, end in soak.stalls],
+        "stalls_of_the_machine_s": [round(end - start, 3) for start, end in bench.stalls],
         "memory_growth_mb": [round(value, 1) for value in growth.values()],
     }
     if file := os.environ.get("WM_SOAK_REPORT"):

@@ -79,8 +79,8 @@ def test_kill_9_of_the_world_model_brakes_within_100_ms(
     still_s = arm.standstill()
     measure("onset_ms", 1e3 * (onset_s - killed_s))
     measure("standstill_ms", 1e3 * (still_s - onset_s))
-    assert onset_s - killed_s <= ONSET_S
-    assert still_s - onset_s <= arm.profile.safety.stopping_time_s
+    assert arm.ran_s(killed_s, onset_s) <= ONSET_S
+    assert arm.ran_s(onset_s, still_s) <= arm.profile.safety.stopping_time_s
 
 
 def test_a_process_that_gets_no_processor_time_stops_the_robot_and_may_come_back(
@@ -108,8 +108,8 @@ def test_a_process_that_gets_no_processor_time_stops_the_robot_and_may_come_back
     )
     measure("onset_ms", 1e3 * (told[0].stamp_s - stopped_s))
     measure("standstill_ms", 1e3 * (still_s - told[0].stamp_s))
-    assert told[0].stamp_s - stopped_s <= limit_s + 0.1
-    assert still_s - stopped_s <= limit_s + arm.profile.safety.stopping_time_s + 0.15
+    assert arm.ran_s(stopped_s, told[0].stamp_s) <= limit_s + 0.1
+    assert arm.ran_s(stopped_s, still_s) <= limit_s + arm.profile.safety.stopping_time_s + 0.15
     # What it had planned before is not followed now: the robot moves on fresh plans alone.
     arm.wait(lambda: arm.passes() or arm.commands[-1].value > 0.05, "it did not come back")
     wait_for_motion(arm)
