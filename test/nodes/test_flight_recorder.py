@@ -273,7 +273,7 @@ def test_a_kill_costs_no_more_than_the_open_chunk(robot, recorder):
 def test_every_split_can_be_read_alone(robot, recorder):
     activate(robot, recorder, images="raw", split_s=1.0)
     robot.run(1.5)
-    response = robot.caller.call(Trigger, f"{NAME}/split", Trigger.Request())
+    response = robot.caller.call(Trigger, f"{NAME}/split", Trigger.Request(), resend_s=3.0)
     assert response.success, response.message
     robot.run(0.5)
     assert recorder.end(signal.SIGTERM) == 0, recorder.log.read_text()

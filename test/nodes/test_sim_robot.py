@@ -97,7 +97,7 @@ class Client:
         self.twist.publish(message)
 
     def trigger(self, name: str) -> dict[str, Any]:
-        response = self.caller.call(Trigger, f"sim_robot/{name}", Trigger.Request())
+        response = self.caller.call(Trigger, f"sim_robot/{name}", Trigger.Request(), resend_s=3.0)
         assert response.success, response.message
         return json.loads(response.message)
 

@@ -309,7 +309,7 @@ def test_foreign_joint_names_are_named(robot: Robot):
 
 def test_reset_empties_the_context(rig: Rig, robot: Robot):
     beats = robot.fresh(f"{PLANNER}/heartbeat")
-    answer = rig.caller.call(Trigger, f"{WORLD}/reset", Trigger.Request())
+    answer = rig.caller.call(Trigger, f"{WORLD}/reset", Trigger.Request(), resend_s=3.0)
     assert answer.success
     robot.await_(lambda: any(m.frame_id == "CONTEXT_EMPTY" for m in beats), "an empty context")
     robot.await_reason("NO_GOAL")
