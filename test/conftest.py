@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
 
 if TYPE_CHECKING:  # torch is imported by the tests that need it
     from wm_node.bundle import Bundle
@@ -51,6 +52,28 @@ def random_bundle_of() -> Callable[[RobotProfile, Path], Bundle]:
         return untrained_bundle(profile, path, config=small, spread=0.2)
 
     return write
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([])
+)
+
+
+@pytest.fixture(scope="session")
+def mutate() -> Callable[[st.DataObject, Any], None]:
+    """Puts something else in one place of plain data, which may be a whole branch of it."""
+
+    def change(data: st.DataObject, place: Any) -> None:
+        while isinstance(place, dict | list) and place:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = data.draw(st.sampled_from(keys))
+            if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+                place = place[key]
+                continue
+            place[key] = data.draw(LEAVES)
+            return
+
+    return change
 
 
 def pytest_sessionfinish() -> None:

@@ -25,6 +25,7 @@ import yaml
 
 from wm_node import __version__
 from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
 from wm_node.profile import RobotProfile, parse_profile
 
 FORMAT = 1
@@ -86,12 +87,29 @@ class GraphSpec:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What is usual on the episodes that training left out; the defaults change nothing."""
+
+    surprise_scale: tuple[float, ...] = (1.0,)
+    """Root mean square distance of a latent from the one predicted, one a step ahead."""
+    uncertainty_scale: float = 1.0
+    """Mean disagreement of the ensemble."""
+    events_trained: tuple[str, ...] | None = None
+    """Events whose risk is known; None: all of them."""
+    label_mean: tuple[float, ...] | None = None
+    """Of each label; None: the bundle does not say."""
+    label_std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A checked bundle on disk."""
 
     path: Path
     manifest: dict[str, Any]
     profile: RobotProfile
+    model: ModelConfig
+    calibration: Calibration
     graphs: dict[str, GraphSpec]
     sha256: str
 
@@ -168,14 +186,15 @@ def load_bundle(path: str | Path) -> Bundle:
         WmError: missing, damaged, from a newer version, or with a wrong profile.
     """
     folder = Path(path)
-    manifest_path = folder / MANIFEST
-    if not manifest_path.is_file():
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
         raise WmError(
             f"there is no bundle at {folder} (no {MANIFEST}); give a folder that 'wm train' wrote."
-        )
-    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        ) from error
+    if len(raw) > MAX_MANIFEST_BYTES:
         raise WmError(f"the bundle {folder} is damaged: its {MANIFEST} is far too large.")
-    raw = manifest_path.read_bytes()
     try:
         manifest = yaml.safe_load(raw.decode("utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -188,13 +207,62 @@ def load_bundle(path: str | Path) -> Bundle:
             "train it again or install the matching wm_node."
         )
     _check_files(folder, manifest.get("files"))
+    profile = parse_profile(manifest.get("profile"), f"the profile in bundle {folder}")
     return Bundle(
         path=folder,
         manifest=manifest,
-        profile=parse_profile(manifest.get("profile"), f"the profile in bundle {folder}"),
+        profile=profile,
+        model=ModelConfig.from_dict(manifest.get("model")),
+        calibration=_read_calibration(folder, manifest.get("calibration"), profile),
         graphs=_read_graphs(folder, manifest),
         sha256=hashlib.sha256(raw).hexdigest(),
     )
+
+
+def _read_calibration(folder: Path, entry: Any, profile: RobotProfile) -> Calibration:
+    if entry is None:
+        return Calibration()
+    try:
+        events = entry.get("events_trained")
+        if not isinstance(events, list | None):
+            raise TypeError
+        labels = len(profile.labels)
+        return Calibration(
+            surprise_scale=_numbers(entry.get("surprise_scale", [1.0])),
+            uncertainty_scale=_numbers([entry.get("uncertainty_scale", 1.0)])[0],
+            events_trained=None if events is None else tuple(map(str, events)),
+            label_mean=_of_labels(entry.get("label_mean"), labels, positive=False),
+            label_std=_of_labels(entry.get("label_std"), labels, positive=True),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WmError(
+            f"the bundle {folder} is damaged: its manifest's calibration is not one; copy it again."
+        ) from error
+
+
+def _numbers(values: Any, positive: bool = True) -> tuple[float, ...]:
+    """Return a list of at least one number that single precision holds.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not isinstance(values, list) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    ):
+        raise TypeError
+    if not values or not all(1e-30 * positive <= abs(v) <= 1e30 for v in values):
+        raise ValueError
+    if positive and min(values) < 0.0:
+        raise ValueError
+    return tuple(map(float, values))
+
+
+def _of_labels(values: Any, labels: int, positive: bool) -> tuple[float, ...] | None:
+    if values is None or not labels:
+        return None
+    if len(numbers := _numbers(values, positive)) != labels:
+        raise ValueError
+    return numbers
 
 
 def _check_files(folder: Path, files: Any) -> None:
@@ -236,7 +304,7 @@ def _read_graphs(folder: Path, manifest: dict[str, Any]) -> dict[str, GraphSpec]
             )
             for name, entry in graphs.items()
         }
-    except (TypeError, KeyError, ValueError) as error:
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise WmError(f"the bundle {folder} is damaged: its manifest lists no graphs.") from error
     if missing := [name for name in GRAPHS if name not in specs]:
         raise WmError(

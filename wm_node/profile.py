@@ -442,14 +442,14 @@ def load_profile(path: str | Path) -> RobotProfile:
     Raises:
         WmError: missing, too large, not YAML, or not a valid profile.
     """
-    file = profile_file(path)
     try:
+        file = profile_file(path)
         size = file.stat().st_size
         if size > MAX_PROFILE_BYTES:
             raise WmError(f"{file} has {size} bytes; a robot profile is far smaller.")
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise WmError(f"cannot read the robot profile {file}: {error}.") from error
+        raise WmError(f"cannot read the robot profile {path}: {error}.") from error
     except yaml.YAMLError as error:
         flat = " ".join(str(error).split())
         raise WmError(f"{file} is not valid YAML: {flat}.") from error

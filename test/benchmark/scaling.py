@@ -30,7 +30,7 @@ from scipy.optimize import least_squares
 
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset
-from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
@@ -61,7 +61,7 @@ def network(bundle: Path, width: int) -> WorldModelNet:
     """Return the bundle's encoder and statistics with new dynamics of another width."""
     source = load_bundle(bundle)
     old = load_network(source)
-    config = ModelConfig.from_dict(source.manifest.get("model"))
+    config = source.model
     hidden = round(HIDDEN_PER_WIDTH * width)
     net = WorldModelNet(
         Dims.of(source.profile), replace(config, width=width, transition_hidden=hidden)

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from wm_node.bundle import GOLDEN, SEARCH_TERMS, WEIGHTS, load_bundle
 from wm_node.cli.main import main
 from wm_node.data.dataset import DatasetWriter, EpisodeArrays
-from wm_node.model.config import ModelConfig
 from wm_node.profile import load_profile
 from wm_node.resources import LABEL_FREE_BUNDLE, resource
 
@@ -24,7 +23,7 @@ def test_the_graphs_are_new_and_the_weights_are_not(tmp_path: Path) -> None:
     assert main(words) == 0
     new = load_bundle(out)
     assert new.manifest["exported_from"] == old.sha256
-    sizes = [ModelConfig.from_dict(bundle.manifest["model"]) for bundle in (old, new)]
+    sizes = [bundle.model for bundle in (old, new)]
     assert sizes[0] == sizes[1]
     for key in ("profile", "data", "training", "metrics", "calibration"):
         assert new.manifest[key] == old.manifest[key]

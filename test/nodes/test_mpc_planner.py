@@ -325,7 +325,10 @@ def _ends_the_commands(robot: Robot, reason: str) -> None:
     assert commands == []
 
 
-@pytest.mark.parametrize(("shift_s", "reason"), [(0.3, "FRAMES_FUTURE"), (-0.6, "FRAMES_STALE")])
+@pytest.mark.parametrize(
+    ("shift_s", "reason"),
+    [(0.3, "FRAMES_FUTURE"), (86_400.0, "FRAMES_FUTURE"), (-0.6, "FRAMES_STALE")],
+)
 def test_a_camera_whose_clock_is_wrong_ends_the_commands(pair: Pair, shift_s: float, reason: str):
     robot = pair.robot
     robot.frame_shift_s = shift_s

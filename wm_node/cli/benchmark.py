@@ -132,12 +132,11 @@ def _parity(args: argparse.Namespace, bundle: Bundle, config: PlannerConfig) -> 
 
 
 def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
-    from wm_node.model.config import ModelConfig
     from wm_node.model.export import untrained_bundle
     from wm_node.planning.timing import SIZES, time_growth
     from wm_node.reporting.benchmark import draw_growth
 
-    config = ModelConfig.from_dict(bundle.manifest.get("model"))
+    config = bundle.model
     columns = (TextColumn("growing"), BarColumn(), TimeRemainingColumn())
     done = count(1)
     with (

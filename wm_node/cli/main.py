@@ -25,7 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("wm_node.cli.export", "a bundle's graphs again, as this version plans"),
     "compile": ("wm_node.cli.compile", "bundle -> engines for an NVIDIA GPU"),
     "benchmark": ("wm_node.cli.benchmark", "how long plans take here, beside the machine's floor"),
-    "calibrate": ("wm_node.cli.calibrate", "estimate command delays from bags"),
+    "calibrate": (
+        "wm_node.cli.calibrate",
+        "delays of a robot, thresholds of risk, limits of doubt -> overlay",
+    ),
     "replay": ("wm_node.cli.replay", "play a bag through the nodes in shadow mode"),
     "recover": ("wm_node.cli.recover", "repair a bag whose recorder was killed"),
     "doctor": ("wm_node.cli.doctor", "check this machine, a profile and a bundle"),

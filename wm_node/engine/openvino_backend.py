@@ -118,7 +118,7 @@ class OpenVinoEngine:
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if "BF16" in native else "f32"
         self.name = f"openvino-{self.precision}"
-        recurrent = (bundle.manifest.get("model") or {}).get("transition_blocks", 0) > 0
+        recurrent = bundle.model.transition_blocks > 0
         self._narrow_products = recurrent and self.precision == "bf16"
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -60,16 +60,19 @@ class ModelConfig:
             raise WmError("the model configuration holds unknown keys; is it from a newer version?")
         values: dict[str, Any] = {}
         for key, value in data.items():
+            usual = getattr(ModelConfig(), key)
             numbers = value if isinstance(value, list) else [value]
+            wanted = len(usual) if isinstance(usual, tuple) else 1
+            fits = isinstance(value, list) == isinstance(usual, tuple) and len(numbers) == wanted
             least = 0 if key in MAY_BE_NONE else 1
-            if not numbers or not all(
+            if not fits or not all(
                 isinstance(n, int) and not isinstance(n, bool) and least <= n <= 8192
                 for n in numbers
             ):
                 raise WmError(f"the model configuration's '{key}' is out of range.")
             values[key] = tuple(value) if isinstance(value, list) else value
         config = ModelConfig(**values)
-        if len(config.decoder_channels) != 4 or any(n % 8 for n in config.decoder_channels):
+        if any(n % 8 for n in config.decoder_channels):
             raise WmError("the model's 'decoder_channels' must be four multiples of 8.")
         if config.futures == 1 or (config.futures and not config.transition_blocks):
             raise WmError("the model's 'futures' need to be two or more, and 'transition_blocks'.")

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from wm_node.bundle import WEIGHTS, Bundle
 from wm_node.errors import WmError
-from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.config import Dims
 from wm_node.model.world import WorldModelNet
 
 
@@ -17,7 +17,7 @@ def load_network(bundle: Bundle) -> WorldModelNet:
     Raises:
         WmError: the weights do not fit the sizes that the manifest names.
     """
-    config = ModelConfig.from_dict(bundle.manifest.get("model"))
+    config = bundle.model
     net = WorldModelNet(Dims.of(bundle.profile), config)
     try:
         tensors = load_file(str(bundle.checked_file(WEIGHTS)))

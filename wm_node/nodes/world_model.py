@@ -276,6 +276,8 @@ class WorldModelNode(ManagedNode):
         stamp_ns -= round(camera.latency_s * 1e9)
         if camera is self.foresight.profile.cameras[0]:
             self._note_stamp(camera, stamp_ns, received_ns)
+            if self.frames_fault is not Reason.OK:
+                return  # nothing can be planned of it, and its command would be due far too late
         for tick in self._gatherer.add(camera.name, stamp_ns, received_ns, message):
             self._submit(tick)
         if self._wait is not None and self._gatherer.is_open and self._wait.is_canceled():

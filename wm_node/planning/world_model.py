@@ -118,14 +118,11 @@ class WorldModel:
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.bundle, self.engine, self.profile = bundle, engine, bundle.profile
-        config = bundle.manifest.get("model", {})
-        self.latent_size = int(config.get("latent", 0))
-        calibration = bundle.manifest.get("calibration") or {}
-        self._uncertainty_scale = float(calibration.get("uncertainty_scale", 1.0))
-        self._surprise_scale = np.asarray(
-            calibration.get("surprise_scale", [1.0]), dtype=np.float32
-        )
-        trained = calibration.get("events_trained")
+        self.latent_size = bundle.model.latent
+        usual = bundle.calibration
+        self._uncertainty_scale = usual.uncertainty_scale
+        self._surprise_scale = np.asarray(usual.surprise_scale, dtype=np.float32)
+        trained = usual.events_trained
         self._events_trained = np.array(
             [trained is None or name in trained for name in self.profile.event_names], dtype=bool
         )
@@ -136,8 +133,8 @@ class WorldModel:
             "usual_uncertainty": np.array([self._uncertainty_scale], np.float32),
         }
         labels = max(len(self.profile.labels), 1)
-        self._label_mean = np.asarray(calibration.get("label_mean", [0.0] * labels), np.float32)
-        self._label_std = np.asarray(calibration.get("label_std", [1.0] * labels), np.float32)
+        self._label_mean = np.asarray(usual.label_mean or [0.0] * labels, np.float32)
+        self._label_std = np.asarray(usual.label_std or [1.0] * labels, np.float32)
         self._joints = self.profile.joints.names
         self._no_goal = np.zeros((1, self.latent_size), dtype=np.float32)
 

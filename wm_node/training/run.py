@@ -16,7 +16,7 @@ from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 from wm_node.bundle import Bundle
 from wm_node.data.dataset import Dataset
 from wm_node.errors import WmError
-from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
@@ -113,7 +113,7 @@ class _Run:
                 f"the bundle {bundle.path} is of a robot with other sizes than this dataset; "
                 "train without --start-from."
             )
-        old, new = ModelConfig.from_dict(bundle.manifest.get("model")), self.recipe.model
+        old, new = bundle.model, self.recipe.model
         taken = load_network(bundle).state_dict()
         if old != new:
             dynamics = {name: getattr(new, name) for name in DYNAMICS_SIZES}
