@@ -31,7 +31,7 @@ help:
 	@echo "make setup    create $(VENV) with everything that the demo, training and tests need"
 	@echo "make demo     run the simulated robot in closed loop (EPISODES=$(EPISODES) SEED=$(SEED) OUT=$(OUT))"
 	@echo "make test     formatter, linter, type checker and tests"
-	@echo "make verify   the same, but 2000 examples in place of 60 for each property and fuzz test, an hour of random faults, and a demo of 30 episodes"
+	@echo "make verify   the same, but 2000 examples in place of 60 for each property and fuzz test, 10,000 malformed messages, an hour of random faults, and a demo of 30 episodes"
 	@echo "make clean    remove $(VENV) and all caches and build outputs"
 
 setup: $(STAMP)
