@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wm_node.model.sigreg import sigreg
+from wm_node.training.sigreg import sigreg
 
 WIDTH, HEADS, HEAD, MLP, DEPTH, TOKENS = 192, 16, 64, 2048, 6, 3
 SAMPLES, ITERATIONS, STEPS, ELITES = 300, 30, 5, 30

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.sigreg import sigreg
 from wm_node.model.world import WorldModelNet, running_max
 from wm_node.profile import RobotProfile, load_profile, parse_profile
+from wm_node.training.sigreg import sigreg
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from wm_node.bundle import load_bundle
-from wm_node.data.dataset import Dataset, DatasetWriter, EpisodeArrays
+from wm_node.data.dataset import Dataset
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
-from wm_node.profile import load_profile, parse_profile
 from wm_node.safety.familiarity import FILE as FAMILIAR
 from wm_node.safety.familiarity import load_densities
 from wm_node.training import loop
@@ -54,35 +53,6 @@ RECIPE = Recipe(
     decoder_batch=4,
     model=SMALL,
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    data = load_profile("tabletop").dump()
-    data["cameras"][0] |= {"model_width": 32, "model_height": 32}
-    profile = parse_profile(data, "test")
-    path = tmp_path_factory.mktemp("data") / "set"
-    random = np.random.default_rng(0)
-    with DatasetWriter(path, profile) as writer:
-        for number in range(22):
-            ticks = 40
-            events = np.zeros((ticks, 2), np.uint8)
-            events[30:, 0] = number % 2
-            events[:, 1] = 255  # never labelled
-            writer.append(
-                EpisodeArrays(
-                    name=f"e{number}",
-                    stamps=np.arange(ticks, dtype=np.int64) * 100_000_000,
-                    frames={"front": random.integers(0, 256, (ticks, 32, 32, 3), dtype=np.uint8)},
-                    frame_valid=np.ones((ticks, 1), np.uint8),
-                    joints=random.normal(size=(ticks, 4)).astype(np.float32),
-                    actions=random.normal(size=(ticks, 2)).astype(np.float32),
-                    labels=random.normal(size=(ticks, 4)).astype(np.float32),
-                    events=events,
-                )
-            )
-        writer.close(fingerprint="test")
-    return Dataset.open(path)
 
 
 def recorder(folder: Path) -> Recorder:

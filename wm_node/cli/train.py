@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = (
         "An interrupted run goes on where it stopped when the same command is given again. "
-        "Watch it with 'tensorboard --logdir WORK/logs'."
+        "Watch it with 'tensorboard --logdir WORK/logs'. Several processes train one bundle, on a "
+        "GPU each or on parts of a CPU: 'torchrun --nproc-per-node 4 -m wm_node.cli.main train "
+        "...'; they share each batch of the recipe, and --memory-gb is of each."
     )
     parser.add_argument("--dataset", type=Path, required=True, help="what 'wm ingest' wrote")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
@@ -56,23 +58,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and write the bundle."""
+    """Train and write the bundle, alone or as one of several ranks."""
+    import torch
+
+    from wm_node.training import ranks
+
+    device = _device(args.device)
+    with ranks.group(torch.device(device)):
+        return _train(args, device)
+
+
+def _train(args: argparse.Namespace, device: str) -> int:
     import torch
 
     from wm_node.bundle import load_bundle
     from wm_node.data.dataset import Dataset
+    from wm_node.training import ranks
     from wm_node.training.loop import Recorder, default_threads
     from wm_node.training.recipe import load_recipe
     from wm_node.training.run import RunSettings, discard, train
 
     recipe = load_recipe(args.recipe)
     dataset = Dataset.open(args.dataset)
-    threads = args.threads or default_threads()
+    threads = args.threads or max(1, default_threads() // ranks.size())
     torch.set_num_threads(threads)
-    device = _device(args.device)
+    first = ranks.rank() == 0
     work = args.work or args.out.with_name(f"{args.out.name}.training")
-    if args.restart:
+    if args.restart and first:
         discard(work)
+    ranks.wait()
     score = None
     if dataset.profile.simulated and args.planning_episodes > 0:
         from wm_node.training.suite_evaluation import planning_score
@@ -96,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and first),
     ) as progress:
         task = progress.add_task("start", total=1, text="")
         shown = [""]
@@ -114,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
                     soft_wrap=True,
                 )
 
-        bundle = train(dataset, args.out, recipe, settings, Recorder(work / "logs", show))
+        recorder = Recorder(work / "logs" if first else None, show)
+        bundle = train(dataset, args.out, recipe, settings, recorder)
+    if not first:
+        return 0
     figures = {
         "bundle": str(bundle.path),
         "bundle_sha256": bundle.sha256,

@@ -79,7 +79,7 @@ class FrameEncoder(nn.Module):
     has keypoints :class:`KeypointFeatures`.
 
     The final BatchNorm without affine parameters keeps the latent at zero mean and unit variance
-    per dimension, which SIGReg (see ``sigreg.py``) needs against collapse.
+    per dimension, which SIGReg (see ``training/sigreg.py``) needs against collapse.
     """
 
     def __init__(self, dims: Dims, config: ModelConfig) -> None:

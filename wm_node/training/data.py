@@ -16,6 +16,7 @@ from torch import Tensor
 from wm_node.data.dataset import Dataset
 from wm_node.data.resample import NO_LABEL
 from wm_node.errors import WmError
+from wm_node.training import ranks
 
 Item = TypeVar("Item")
 
@@ -149,6 +150,8 @@ def batches(
 ) -> Iterator[NDArray[np.int64]]:
     """Yield endless batches of window starts; batch k depends on the seed and k alone.
 
+    Of several ranks each yields its share.
+
     Args:
         starts: (N,) windows to draw from.
         size: of a batch.
@@ -166,7 +169,7 @@ def batches(
             count = round(size * weighted_share)
             hard = np.searchsorted(cumulative, random.random(count))
             index[:count] = np.minimum(hard, len(starts) - 1)
-        yield starts[index]
+        yield ranks.share(starts[index])
         step += 1
 
 

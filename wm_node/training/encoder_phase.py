@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from wm_node.model.heads import mlp
-from wm_node.model.sigreg import sigreg
 from wm_node.model.world import WorldModelNet
+from wm_node.training import ranks
 from wm_node.training.data import TrainingData, batches, prefetch
 from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
+from wm_node.training.sigreg import sigreg
 from wm_node.training.sketch import FrameSketch, half_size, sketch_loss
 
 CONTEXTS = 4  # contexts of each sequence that predictions start from
@@ -109,7 +110,9 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
                 index = random.permutation(ticks.numel())[:count]
                 sketched = torch.from_numpy(index).to(data.device)
                 others = data.same_episode(ticks.flatten()[sketched], random)
-                drawn_singly = torch.from_numpy(random.choice(single, recipe.stills))
+                # Of a stream of its own: what was drawn above is each rank's own matter.
+                singly = np.random.default_rng([seed, step, 2]).choice(single, recipe.stills)
+                drawn_singly = torch.from_numpy(ranks.share(singly))
                 stills = data.frame_ticks(drawn_singly.to(data.device), 1).flatten()
                 yield _Batch(
                     at,
@@ -199,12 +202,12 @@ def encode_all(
     ``augmentation`` is the strength of the random colours that the frames are seen in.
     """
     net.eval()
-    parts = []
-    total = data.joints.shape[0]
-    for start in range(0, total, batch):
-        at = torch.arange(start, min(start + batch, total), device=data.device)
+    parts = [torch.empty(0, net.config.latent, device=data.device)]
+    own = ranks.slice_of(data.joints.shape[0])
+    for start in range(own.start, own.stop, batch):
+        at = torch.arange(start, min(start + batch, own.stop), device=data.device)
         frames = data.frames(at)
         if augmentation > 0.0:
             frames = augment(frames, augmentation)
         parts.append(net.encoder(frames, data.mask[at]))
-    return torch.cat(parts).float()
+    return ranks.gathered(torch.cat(parts).float())

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wm_node.errors import WmError
+from wm_node.training import ranks
 
 CHECKPOINT_S = 60.0
 LOG_EVERY = 50
@@ -55,31 +56,41 @@ def _writing(what: str, remedy: str) -> Iterator[None]:
 
 
 class Recorder:
-    """Where figures of a run go: TensorBoard, and a callback for the progress display."""
+    """Where figures of a run go: TensorBoard, and a callback for the progress display.
 
-    def __init__(self, folder: Path, show: Callable[[str, int, int, str], None]) -> None:
+    ``folder`` None, of all ranks but the first: nowhere.
+    """
+
+    def __init__(self, folder: Path | None, show: Callable[[str, int, int, str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder, self._show = folder, show
+        self._writer: SummaryWriter | None = None
+        if folder is None:
+            return
         with _writing(f"to {folder}", "choose another --work"):
             folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard writes in a thread of its own, which would only print a traceback.
             tempfile.TemporaryFile(dir=folder).close()
             self._writer = SummaryWriter(str(folder))
-        self._folder = folder
-        self._show = show
 
     def scalars(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """Log figures of a phase under ``phase/name``."""
+        if self._writer is None:
+            return
         with _writing(f"figures into {self._folder}", FREE_SPACE):
             for name, value in values.items():
                 self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def progress(self, phase: str, step: int, steps: int, text: str) -> None:
         """Show how far a phase is."""
-        self._show(phase, step, steps, text)
+        if self._writer is not None:
+            self._show(phase, step, steps, text)
 
     def close(self) -> None:
         """Write what is left."""
+        if self._writer is None:
+            return
         with _writing(f"figures into {self._folder}", "free space there"):
             self._writer.close()
 
@@ -211,7 +222,7 @@ def run_phase(
     totals: dict[str, Tensor] = {}
     for step in range(start, phase.steps):
         # One seed a step, so that a resumed run draws the noise an unbroken one would have.
-        torch.manual_seed((seed * 1_000_003 + step) % 2**31)
+        torch.manual_seed((seed * 1_000_003 + step + ranks.rank() * 500_000_003) % 2**31)
         for group in optimiser.param_groups:
             group["lr"] = phase.rate * schedule(step, phase.steps)
         batch = next(batches)
@@ -220,13 +231,14 @@ def run_phase(
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        ranks.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
         for name, value in losses.items():
             totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == phase.steps:
             count = (step % LOG_EVERY) + 1
-            means = {name: float(value) / count for name, value in totals.items()}
+            means = {name: float(v) / count for name, v in ranks.averaged(totals).items()}
             if not all(math.isfinite(value) for value in means.values()):
                 raise WmError(
                     f"training diverged in phase '{phase.name}' at step {step + 1} ({means}); "

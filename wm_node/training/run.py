@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import Bundle, load_bundle
 from wm_node.data.dataset import Dataset
 from wm_node.errors import WmError
 from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
+from wm_node.training import ranks
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import TrainingData
 from wm_node.training.decoder_phase import decoder_phase, validate_decoder
@@ -88,6 +89,7 @@ class _Run:
         # Channels last in memory, as frames come: convolutions then need not reorder them.
         self.encoder_training = EncoderTraining(self.net).to(self.device)
         convert_conv2d_weight_memory_format(self.encoder_training, torch.channels_last)
+        ranks.norm_over_ranks(self.encoder_training)
         identity = {
             "dataset": dataset.fingerprint,
             "profile": dataset.profile.dump(),
@@ -183,7 +185,7 @@ class _Run:
             if self._hardness is None and recipe.hard_share > 0.0:
                 # Kept in the checkpoint: it is that of the model as phase 1 left it.
                 errors = self.windows.errors(self.windows.split.train)
-                self._hardness = torch.from_numpy(errors)
+                self._hardness = ranks.agreed(torch.from_numpy(errors).to(self.device)).cpu()
             weights = None if self._hardness is None else self._hardness.numpy()
             phase = dynamics_phase(self.windows, recipe, seed, weights)
             return Phase(**{**phase.__dict__, "after_step": self._snapshot})
@@ -210,6 +212,11 @@ class _Run:
         if score is None or len(self.snapshots) < 2:
             self.snapshots.clear()
             return
+        if ranks.rank() == 0:
+            self._play_snapshots(score)
+        self.snapshots.clear()
+
+    def _play_snapshots(self, score: PlanningScore) -> None:
         best, chosen = (-1.0, -1.0), None
         table = {}
         for name, snapshot in sorted(self.snapshots.items(), key=lambda item: int(item[0])):
@@ -225,7 +232,6 @@ class _Run:
         assert chosen is not None
         self.net.load_state_dict(self.snapshots[chosen], strict=False)
         self.metrics["checkpoints"] = {"chosen": chosen, "planning": table}
-        self.snapshots.clear()
 
     def _plan_with(self, score: PlanningScore) -> Mapping[str, float]:
         with tempfile.TemporaryDirectory(dir=self.settings.work) as folder:
@@ -278,6 +284,8 @@ def train(
 ) -> Bundle:
     """Train a bundle; an interrupted run with the same settings goes on where it stopped.
 
+    Of several ranks (:mod:`wm_node.training.ranks`) the first one saves, plays and exports.
+
     Args:
         dataset: ingested episodes of one robot.
         out: the bundle to write.
@@ -291,6 +299,7 @@ def train(
     if out.exists():
         raise WmError(f"{out} already exists; a bundle never changes, so choose another --out.")
     run = _Run(dataset, recipe, settings, recorder)
+    first_rank = ranks.rank() == 0
     first, step, moments = "encoder", 0, {}
     checkpoint = run.checkpoints.load()
     if checkpoint is not None:
@@ -305,6 +314,7 @@ def train(
             tensors = run.tensors() | {f"optimiser.{k}": v for k, v in optimiser.items()}
             run.checkpoints.save(Checkpoint(tensors, name, next_step, run.metrics))
 
+        ranks.agree(run.encoder_training)
         run_phase(
             phase,
             settings.seed,
@@ -314,18 +324,22 @@ def train(
             recipe.clip,
             start=step,
             optimiser_state=moments,
-            save=save,
+            save=save if first_rank else None,
         )
         step, moments = 0, {}
         if name == "dynamics":
             run.choose_snapshot()
+            ranks.agree(run.encoder_training)
             set_correction_gain(run.windows)
         _validate(run, name)
         following = PHASES[PHASES.index(name) + 1]
-        run.checkpoints.save(Checkpoint(run.tensors(), following, 0, run.metrics))
-    bundle = run.export(out, final=True)
+        if first_rank:
+            run.checkpoints.save(Checkpoint(run.tensors(), following, 0, run.metrics))
+    if first_rank:
+        run.export(out, final=True)
+    ranks.wait()
     recorder.close()
-    return bundle
+    return load_bundle(out)
 
 
 def _validate(run: _Run, name: str) -> None:

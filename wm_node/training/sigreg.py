@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wm_node.training import ranks
+
 
 def sigreg(latents: Tensor, directions: int = 256, knots: int = 17) -> Tensor:
     """Return the mean Epps-Pulley statistic over random directions.
 
     Args:
-        latents: (T, B, D): the statistic is taken over B for each of the T time steps.
+        latents: (T, B, D): the statistic is taken over B, of all ranks together, for each of the
+            T time steps.
         directions: number of random unit directions, drawn anew at each call.
         knots: number of points of the characteristic function on [0, 3].
 
@@ -28,12 +31,12 @@ def sigreg(latents: Tensor, directions: int = 256, knots: int = 17) -> Tensor:
     weights[0] *= 0.5
     weights[-1] *= 0.5
     weights = weights * gauss
-    basis = torch.randn(width, directions, device=latents.device)
+    basis = ranks.agreed(torch.randn(width, directions, device=latents.device))
     basis = basis / basis.norm(dim=0, keepdim=True)
     projected = latents.float() @ basis  # (T, B, directions)
     angles = projected.unsqueeze(-1) * points  # (T, B, directions, knots)
-    real = angles.cos().mean(1) - gauss
-    imaginary = angles.sin().mean(1)
-    statistic = ((real**2 + imaginary**2) * weights).sum(-1) * batch
+    real = ranks.mean(angles.cos().mean(1)) - gauss
+    imaginary = ranks.mean(angles.sin().mean(1))
+    statistic = ((real**2 + imaginary**2) * weights).sum(-1) * batch * ranks.size()
     result: Tensor = statistic.mean()
     return result
