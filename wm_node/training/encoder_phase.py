@@ -14,7 +14,7 @@ from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
 from wm_node.training.data import TrainingData, batches, prefetch
 from wm_node.training.head_losses import head_losses
-from wm_node.training.loop import Phase
+from wm_node.training.loop import Phase, precision
 from wm_node.training.recipe import Recipe
 from wm_node.training.sigreg import sigreg
 from wm_node.training.sketch import FrameSketch, half_size, sketch_loss
@@ -209,5 +209,7 @@ def encode_all(
         frames = data.frames(at)
         if augmentation > 0.0:
             frames = augment(frames, augmentation)
-        parts.append(net.encoder(frames, data.mask[at]))
-    return ranks.gathered(torch.cat(parts).float())
+        # As a robot's backend does, where it multiplies in bf16: two and a half times as fast.
+        with precision(data.device):
+            parts.append(net.encoder(frames, data.mask[at]))
+    return ranks.gathered(torch.cat([part.float() for part in parts]))
