@@ -12,6 +12,7 @@ import yaml
 from wm_node.bundle import GOLDEN, GRAPHS, WEIGHTS, write_bundle
 from wm_node.data.dataset import Dataset, DatasetWriter, EpisodeArrays
 from wm_node.errors import WmError
+from wm_node.model.config import ModelConfig
 from wm_node.planning.world_model import Context, Outcomes, WorldModel
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 from wm_node.training.bag_evaluation import (
@@ -212,6 +213,7 @@ def test_a_bundle_without_floors_is_refused(tmp_path: Path) -> None:
         (parts / name).write_bytes(b"-")
     profile = yaml.safe_load(yaml.safe_dump(profile_of_one_joint().dump()))
     graphs = {name: {"file": WEIGHTS, "inputs": [], "outputs": []} for name in GRAPHS}
-    write_bundle(tmp_path / "bundle", parts, {"profile": profile, "graphs": graphs})
+    model = ModelConfig().to_dict()
+    write_bundle(tmp_path / "bundle", parts, {"profile": profile, "model": model, "graphs": graphs})
     with pytest.raises(WmError, match=r"has no floors\.npz"):
         evaluate_bags(tmp_path / "bundle", tmp_path)

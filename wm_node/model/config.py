@@ -53,10 +53,12 @@ class ModelConfig:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            WmError: an unknown key or a value out of range.
+            WmError: nothing there, an unknown key or a value out of range.
         """
         known = ModelConfig.__dataclass_fields__
-        if not isinstance(data, dict) or (set(data) - set(known)):
+        if not isinstance(data, dict):
+            raise WmError("the manifest names no sizes of the model; train the bundle again.")
+        if set(data) - set(known):
             raise WmError("the model configuration holds unknown keys; is it from a newer version?")
         values: dict[str, Any] = {}
         for key, value in data.items():
