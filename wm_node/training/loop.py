@@ -237,7 +237,7 @@ def run_phase(
         for name, value in losses.items():
             totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == phase.steps:
-            count = (step % LOG_EVERY) + 1
+            count = min(step % LOG_EVERY, step - start) + 1  # a resumed run begins in between
             means = {name: float(v) / count for name, v in ranks.averaged(totals).items()}
             if not all(math.isfinite(value) for value in means.values()):
                 raise WmError(
