@@ -250,9 +250,8 @@ def _numbers(values: Any, positive: bool = True) -> tuple[float, ...]:
         isinstance(v, int | float) and not isinstance(v, bool) for v in values
     ):
         raise TypeError
-    if not values or not all(1e-30 * positive <= abs(v) <= 1e30 for v in values):
-        raise ValueError
-    if positive and min(values) < 0.0:
+    least = 1e-30 if positive else -1e30
+    if not values or not all(least <= v <= 1e30 for v in values):
         raise ValueError
     return tuple(map(float, values))
 

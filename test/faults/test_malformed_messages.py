@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ pytestmark = pytest.mark.timeout(900)
 # ---- what is right, and how it is spoiled --------------------------------------------------
 
 
-def _stamped(message: Any, age_s: float = 0.0) -> Any:
-    set_stamp(message.header.stamp, time.time_ns() - int(age_s * 1e9))
+def _stamped(message: Any) -> Any:
+    set_stamp(message.header.stamp, time.time_ns())
     return message
 
 
@@ -88,9 +89,13 @@ def image() -> Image:
     return _stamped(message)
 
 
+def _pick(random: np.random.Generator, *choices: Any) -> Any:
+    return choices[int(random.integers(len(choices)))]
+
+
 def _wrong(value: Any, kind: str, random: np.random.Generator) -> Any:
     """Return a value of the same type that does not belong there."""
-    pick = lambda *choices: choices[int(random.integers(len(choices)))]  # noqa: E731
+    pick = partial(_pick, random)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -241,24 +246,20 @@ def test_malformed_messages_do_not_end_the_model_and_it_plans_again(
 
 
 def _any_value(random: np.random.Generator) -> ParameterValue:
-    numbers = [0, 1, -1, 2**62, int(random.integers(100))]
-    reals = [math.nan, math.inf, -1.0, 0.0, 1e300, float(random.random())]
-    texts = ["", "tabletop", "/nowhere", "x" * 2000, "../..", "é\n"]
+    integer = _pick(random, 0, 1, -1, 2**62, int(random.integers(100)))
+    real = _pick(random, math.nan, math.inf, -1.0, 0.0, 1e300, float(random.random()))
+    text = _pick(random, "", "tabletop", "/nowhere", "x" * 2000, "../..", "é\n")
     some = int(random.integers(4))
-    pick = lambda of: of[int(random.integers(len(of)))]  # noqa: E731
-    return (
+    return _pick(
+        random,
         ParameterValue(type=ParameterType.PARAMETER_NOT_SET),
         ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=bool(some % 2)),
-        ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=pick(numbers)),
-        ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=pick(reals)),
-        ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=pick(texts)),
-        ParameterValue(
-            type=ParameterType.PARAMETER_DOUBLE_ARRAY, double_array_value=[pick(reals)] * some
-        ),
-        ParameterValue(
-            type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=[pick(texts)] * some
-        ),
-    )[int(random.integers(7))]
+        ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=integer),
+        ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=real),
+        ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=text),
+        ParameterValue(type=ParameterType.PARAMETER_DOUBLE_ARRAY, double_array_value=[real] * some),
+        ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=[text] * some),
+    )
 
 
 @pytest.mark.parametrize(

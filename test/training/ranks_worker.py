@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +15,23 @@ import torch
 from torch import Tensor
 
 from wm_node.data.dataset import Dataset
-from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.config import Dims
 from wm_node.model.world import WorldModelNet
 from wm_node.training import encoder_phase as phase_1
 from wm_node.training import loop, ranks
 from wm_node.training.data import TrainingData
 from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
 from wm_node.training.loop import Recorder, run_phase
-from wm_node.training.recipe import Recipe
+from wm_node.training.recipe import load_recipe
 from wm_node.training.sigreg import sigreg
 
 # Nothing that a rank draws for its own frames: then both must do what one process does.
-RECIPE = Recipe(
-    encoder_steps=6,
+RECIPE = replace(
+    load_recipe(Path(__file__).with_name("small.yaml")),
     encoder_batch=8,
     stills=12,
-    label_weight=1.0,
     augmentation=0.0,
     sketch_weight=0.0,
-    model=ModelConfig(
-        latent=16,
-        encoder_channels=(8, 8, 8),
-        encoder_hidden=16,
-        keypoints=4,
-        encoder_blocks=1,
-        width=16,
-        layers=1,
-        heads=2,
-        head_hidden=16,
-        value_hidden=16,
-        ensemble_dim=8,
-    ),
 )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset
@@ -70,29 +69,7 @@ def test_they_end_with_the_same_weights(results: list[dict[str, Any]]) -> None:
 
 
 def test_torchrun_makes_a_bundle(dataset: Dataset, tmp_path: Path) -> None:
-    small = {
-        "encoder_steps": 3,
-        "encoder_batch": 4,
-        "dynamics_steps": 3,
-        "dynamics_batch": 16,
-        "value_steps": 2,
-        "value_batch": 16,
-        "decoder_steps": 2,
-        "decoder_batch": 4,
-        "model": {
-            "latent": 16,
-            "encoder_channels": [8, 8, 8],
-            "encoder_hidden": 16,
-            "width": 16,
-            "layers": 1,
-            "heads": 2,
-            "head_hidden": 16,
-            "value_hidden": 16,
-            "ensemble_dim": 8,
-        },
-    }
-    recipe, out, figures = (tmp_path / name for name in ("r.yaml", "bundle", "f.json"))
-    recipe.write_text(yaml.safe_dump(small), encoding="utf-8")
+    recipe, out, figures = WORKER.with_name("small.yaml"), tmp_path / "bundle", tmp_path / "f.json"
     words = ["train", "--dataset", dataset.path, "--recipe", recipe, "--planning-episodes", "0"]
     run(*TORCHRUN, "-m", "wm_node.cli.main", *words, "--out", out, "--json", figures)
     bundle = load_bundle(out)

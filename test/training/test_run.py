@@ -13,7 +13,7 @@ from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
-from wm_node.model.config import Dims, ModelConfig
+from wm_node.model.config import Dims
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
 from wm_node.safety.familiarity import FILE as FAMILIAR
@@ -23,36 +23,11 @@ from wm_node.training.data import TrainingData, batches, is_left_out, prefetch
 from wm_node.training.dynamics_phase import Windows
 from wm_node.training.encoder_phase import EncoderTraining, augment, encode_all, encoder_phase
 from wm_node.training.loop import Recorder
-from wm_node.training.recipe import Recipe, recipe_from_dict
+from wm_node.training.recipe import load_recipe, recipe_from_dict
 from wm_node.training.run import RunSettings, train
 
-SMALL = ModelConfig(
-    latent=16,
-    encoder_channels=(8, 8, 8),
-    encoder_hidden=16,
-    keypoints=4,
-    encoder_blocks=1,
-    width=16,
-    layers=1,
-    heads=2,
-    head_hidden=16,
-    value_hidden=16,
-    ensemble_dim=8,
-)
-RECIPE = Recipe(
-    encoder_steps=6,
-    encoder_batch=4,
-    label_weight=1.0,
-    stills=5,
-    dynamics_steps=6,
-    dynamics_batch=16,
-    context_views=1,
-    value_steps=3,
-    value_batch=16,
-    decoder_steps=3,
-    decoder_batch=4,
-    model=SMALL,
-)
+RECIPE = load_recipe(Path(__file__).with_name("small.yaml"))
+SMALL = RECIPE.model
 
 
 def recorder(folder: Path) -> Recorder:

@@ -62,7 +62,7 @@ class ModelConfig:
             raise WmError("the model configuration holds unknown keys; is it from a newer version?")
         values: dict[str, Any] = {}
         for key, value in data.items():
-            usual = getattr(ModelConfig(), key)
+            usual = getattr(ModelConfig, key)
             numbers = value if isinstance(value, list) else [value]
             wanted = len(usual) if isinstance(usual, tuple) else 1
             fits = isinstance(value, list) == isinstance(usual, tuple) and len(numbers) == wanted

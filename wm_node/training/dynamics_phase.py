@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wm_node.model.joint_baseline import fit_joint_baseline
 from wm_node.model.world import WorldModelNet
+from wm_node.training import ranks
 from wm_node.training.data import TrainingData, batches
 from wm_node.training.futures import SHARE, futures_of, validate_futures
 from wm_node.training.head_losses import head_losses
@@ -95,7 +96,10 @@ class Windows:
 
     @torch.no_grad()
     def errors(self, starts: NDArray[np.int64], batch: int = 2048) -> NDArray[np.float64]:
-        """Mean square prediction error of each window (N,), used to find the hard ones."""
+        """Mean square prediction error of each window (N,), used to find the hard ones.
+
+        Of several ranks all get the first one's, so that they draw from the same windows.
+        """
         self.net.eval()
         parts = []
         for first in range(0, len(starts), batch):
@@ -103,8 +107,9 @@ class Windows:
             window = self.gather(at)
             future, _, _ = self.predict(window)
             wanted = window["latents"][:, self.context :]
-            parts.append(((future - wanted) ** 2).mean((1, 2)).double().cpu().numpy())
-        return np.concatenate(parts)
+            parts.append(((future - wanted) ** 2).mean((1, 2)).double())
+        errors: NDArray[np.float64] = ranks.agreed(torch.cat(parts)).cpu().numpy()
+        return errors
 
 
 def fit_baseline(net: WorldModelNet, data: TrainingData, limit: int = 40_000) -> None:

@@ -203,7 +203,8 @@ def encode_all(
     """
     net.eval()
     parts = [torch.empty(0, net.config.latent, device=data.device)]
-    own = ranks.slice_of(data.joints.shape[0])
+    total = data.joints.shape[0]
+    own = ranks.slice_of(total)
     for start in range(own.start, own.stop, batch):
         at = torch.arange(start, min(start + batch, own.stop), device=data.device)
         frames = data.frames(at)
@@ -212,4 +213,4 @@ def encode_all(
         # As a robot's backend does, where it multiplies in bf16: two and a half times as fast.
         with precision(data.device):
             parts.append(net.encoder(frames, data.mask[at]))
-    return ranks.gathered(torch.cat([part.float() for part in parts]))
+    return ranks.gathered(torch.cat([part.float() for part in parts]), total)

@@ -138,24 +138,26 @@ def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, flat / size(), strict=True))
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """Put together what each rank computed of its :func:`slice_of` rows, in order."""
+def slice_of(total: int) -> range:
+    """Return which of so many rows this rank computes: a stretch of them."""
+    each = _each(total)
+    return range(min(rank() * each, total), min((rank() + 1) * each, total))
+
+
+def gathered(rows: Tensor, total: int) -> Tensor:
+    """Put together, in order, what each rank computed of its :func:`slice_of` so many rows."""
     if size() == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    longest = max(int(count) for count in counts)
-    padded = rows.new_zeros(longest, *rows.shape[1:])
+    # Only the last ones are short, so that the padding comes behind all rows.
+    padded = rows.new_zeros(_each(total), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(size())]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat(parts)[:total]
 
 
-def slice_of(total: int) -> range:
-    """Return which of so many rows this rank computes: a stretch of them."""
-    each = -(-total // size())
-    return range(min(rank() * each, total), min((rank() + 1) * each, total))
+def _each(total: int) -> int:
+    return -(-total // size())
 
 
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
@@ -169,24 +171,23 @@ class _OverRanks(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        if not self.training or size() == 1:
+        if not self.training:
             return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         values = input.float()
         axes = [axis for axis in range(input.ndim) if axis != 1]
         middle = mean(values.mean(axes))
         square = mean((values**2).mean(axes))
         variance = (square - middle**2).clamp_min(0.0)
-        if self.track_running_stats:
-            count = input.numel() // input.shape[1] * size()
-            momentum = 0.1 if self.momentum is None else self.momentum
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            with torch.no_grad():
-                self.running_mean.lerp_(middle.to(self.running_mean.dtype), momentum)
-                unbiased = variance * count / max(count - 1, 1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked += 1
+        count = input.numel() // input.shape[1] * size()
+        with torch.no_grad():
+            self.running_mean.lerp_(middle.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * count / max(count - 1, 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
         shape = [1, -1, *[1] * (input.ndim - 2)]
         result = (values - middle.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
@@ -200,17 +201,9 @@ def norm_over_ranks(module: nn.Module) -> None:
         return
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            weight = child.weight
-            device = weight.device if weight is not None else child.running_mean.device  # type: ignore[union-attr]
-            made = _OverRanks(
-                child.num_features,
-                child.eps,
-                child.momentum,
-                child.affine,
-                child.track_running_stats,
-                device=device,
-            )
+            made = _OverRanks(child.num_features, child.eps, child.momentum, child.affine)
             made.load_state_dict(child.state_dict())
+            made.to(next(child.buffers()).device)
             made.train(child.training)
             setattr(module, name, made)
         else:

@@ -185,7 +185,7 @@ class _Run:
             if self._hardness is None and recipe.hard_share > 0.0:
                 # Kept in the checkpoint: it is that of the model as phase 1 left it.
                 errors = self.windows.errors(self.windows.split.train)
-                self._hardness = ranks.agreed(torch.from_numpy(errors).to(self.device)).cpu()
+                self._hardness = torch.from_numpy(errors)
             weights = None if self._hardness is None else self._hardness.numpy()
             phase = dynamics_phase(self.windows, recipe, seed, weights)
             return Phase(**{**phase.__dict__, "after_step": self._snapshot})
@@ -209,10 +209,7 @@ class _Run:
     def choose_snapshot(self) -> None:
         """Keep the checkpoint that plans best; without a simulator the last one."""
         score = self.settings.planning_score
-        if score is None or len(self.snapshots) < 2:
-            self.snapshots.clear()
-            return
-        if ranks.rank() == 0:
+        if score is not None and len(self.snapshots) >= 2 and ranks.rank() == 0:
             self._play_snapshots(score)
         self.snapshots.clear()
 
@@ -335,11 +332,10 @@ def train(
         following = PHASES[PHASES.index(name) + 1]
         if first_rank:
             run.checkpoints.save(Checkpoint(run.tensors(), following, 0, run.metrics))
-    if first_rank:
-        run.export(out, final=True)
+    bundle = run.export(out, final=True) if first_rank else None
     ranks.wait()
     recorder.close()
-    return load_bundle(out)
+    return bundle or load_bundle(out)
 
 
 def _validate(run: _Run, name: str) -> None:
