@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -188,6 +189,15 @@ def test_two_runs_get_two_domains() -> None:
     with private_domain() as first, private_domain() as second:
         assert first != second
         assert {first, second} <= set(range(1, 101))
+
+
+def test_a_domain_whose_first_program_has_gone_is_not_free() -> None:
+    with private_domain() as domain:
+        pass
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second_participant:
+        second_participant.bind(("", 7400 + 250 * domain + 12))
+        with private_domain() as another:
+            assert another != domain
 
 
 def test_nodes_are_kept_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

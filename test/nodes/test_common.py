@@ -24,6 +24,7 @@ from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.client import Client
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
@@ -33,7 +34,7 @@ from sensor_msgs.msg import JointState
 
 from wm_node.cli.processes import node_environment, private_domain
 from wm_node.errors import WmError
-from wm_node.nodes import common
+from wm_node.nodes import common, lifecycle
 from wm_node.nodes.lifecycle import Caller
 from wm_node.profile import RobotProfile, load_profile, parse_profile
 
@@ -206,6 +207,42 @@ class TestLostAnswers:
             assert caller.call(SetParameters, "deaf/set_parameters", request).results[0].successful
         assert requests == ["rate", "rate"]
 
+    def test_a_client_that_discovery_has_passed_over_is_made_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lifecycle, "RENEW_S", 0.5)
+        asked: list[Client] = []  # of the first of them discovery never tells
+
+        def is_ready(client: Client) -> bool:
+            asked.append(client)
+            return client is not asked[0] and looks(client)
+
+        looks = Client.service_is_ready
+        monkeypatch.setattr(Client, "service_is_ready", is_ready)
+        server, over = (
+            rclpy.create_node("missed", start_parameter_services=False),
+            threading.Event(),
+        )
+
+        def on_state(request: GetState.Request, response: GetState.Response) -> Any:
+            response.current_state.label = "active"
+            return response
+
+        server.create_service(GetState, "missed/get_state", on_state)
+        with calling(server, over) as caller:
+            assert caller.state("missed") == "active"
+        assert len(set(asked)) == 2
+
+    def test_a_service_that_does_not_appear_is_told_with_the_nodes_that_do(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lifecycle, "RENEW_S", 0.2)
+        monkeypatch.setattr(lifecycle, "DISCOVERY_S", 0.5)
+        caller = Caller(rclpy.create_node("caller"))
+        with pytest.raises(WmError, match=r"'absent/get_state' did not appear .* are caller\."):
+            caller.state("absent")
+        caller.close()
+
 
 @pytest.mark.usefixtures("ros")
 class TestParameters:
@@ -365,7 +402,7 @@ def test_types_and_fields_that_do_not_exist_are_named() -> None:
 _NODE = """
 import sys
 from wm_node.errors import WmError
-from wm_node.nodes import common
+from wm_node.nodes import common, lifecycle
 
 class Node(common.ManagedNode):
     def __init__(self):

@@ -31,6 +31,7 @@ from wm_node.resources import resource
 OUTPUTS = ("summary.json", "report.html", "bag", "log")
 
 _PR_SET_PDEATHSIG = 1
+_PROBED_PARTICIPANTS = 8
 _LOG_TAIL_BYTES = 16_384
 # Lines such as "[ERROR] [1763.2] [world_model]: the bundle is damaged."
 _FAULT = re.compile(r"\[(?:ERROR|FATAL)\] \[[\d.]+\] \[(?P<logger>[^\]]+)\]: (?P<text>.+)")
@@ -40,7 +41,7 @@ _FAULT = re.compile(r"\[(?:ERROR|FATAL)\] \[[\d.]+\] \[(?P<logger>[^\]]+)\]: (?P
 def private_domain() -> Iterator[int]:
     """Reserve a ROS domain that nobody on this machine uses; yields its number (1 to 100).
 
-    A lock file keeps two of our own runs apart, a probe of the domain's first UDP port keeps us
+    A lock file keeps two of our own runs apart, a probe of the domain's first UDP ports keeps us
     away from any other ROS program.
 
     Raises:
@@ -66,12 +67,13 @@ def private_domain() -> Iterator[int]:
 
 
 def _domain_is_free(domain: int) -> bool:
-    # RTPS: the first participant of a domain listens on this unicast port.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind(("", 7400 + 250 * domain + 10))
-        except OSError:
-            return False
+    # RTPS: each participant of a domain listens on a port of its own; the first may be gone.
+    for participant in range(_PROBED_PARTICIPANTS):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10 + 2 * participant))
+            except OSError:
+                return False
     return True
 
 

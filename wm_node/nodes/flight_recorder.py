@@ -63,6 +63,7 @@ from wm_node.recording.recorder import RECORDING, BagRecorder, RecorderConfig, R
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 STRING = "std_msgs/msg/String"
+BOOL = "std_msgs/msg/Bool"
 
 # What is recorded of our own nodes besides the topics of the profile.
 MARKED = "events/marked"
@@ -119,7 +120,7 @@ class FlightRecorder(ManagedNode):
         self._wanted: list[str] = []
         self._problems: dict[str, str] = {}
         self._lost: dict[str, int] = {}
-        self._unsent: dict[str, str] = {}
+        self._unsent: dict[str, tuple[str, Any]] = {}
         self._sim_time = False
         self._previous: tuple[float, RecorderStatus] | None = None
         self._rounds = 0
@@ -129,6 +130,7 @@ class FlightRecorder(ManagedNode):
         self._own_services: list[Any] = []
         self._mark: Any = None
         self._mark_ends: Any = None
+        self._keeps_marks = False
 
     def _declare(self) -> None:
         declare = self.declare
@@ -170,12 +172,14 @@ class FlightRecorder(ManagedNode):
         self._bundle = {"path": path, "sha256": load_bundle(path).sha256} if path else {}
         excluded = {self.resolve_topic_name(name) for name in self._value("exclude") if name}
         names = [self.resolve_topic_name(name) for name in self._names()]
-        self._wanted = [name for name in dict.fromkeys(names) if name not in excluded]
+        wanted = [name for name in dict.fromkeys(names) if name not in excluded]
         self._own_services = [
             self.create_service(Trigger, "~/split", self._on_split),
             self.create_service(Trigger, "~/mark_event", self._on_mark),
         ]
         self._mark = self.create_publisher(Bool, MARKED, LATCHED_QOS)
+        self._keeps_marks = self._mark.topic_name in wanted
+        self._wanted = [name for name in wanted if name != self._mark.topic_name]
         self._diagnostics.report(OK, "not recording", {})
 
     def _names(self) -> list[str]:
@@ -210,8 +214,8 @@ class FlightRecorder(ManagedNode):
         if self._value("images") == "compressed":
             quality, capacity = self._value("jpeg_quality"), self._value("image_queue")
             self._encoder = ImageEncoder(_into(recorder), quality, capacity)
-        self._latch("profile", profile_text)
-        self._latch("bundle", json.dumps(self._bundle))
+        self._latch_text("profile", profile_text)
+        self._latch_text("bundle", json.dumps(self._bundle))
         nodes = [self._node_name(name) for name in self._value("parameter_nodes") if name]
         self._watch = ParameterWatch(self, nodes, self._on_parameters)
         self._on_parameters({})
@@ -221,7 +225,7 @@ class FlightRecorder(ManagedNode):
             self.create_timer(_DISCOVERY_S, self._discover, clock=clock),
             self.create_timer(_STATUS_S, self._report, clock=clock),
         ]
-        self._mark.publish(Bool(data=False))
+        self._say_marked(False)
         self._discover()
         self._report()
         self.get_logger().info(f"recording into {recorder.status().folder}")
@@ -301,12 +305,31 @@ class FlightRecorder(ManagedNode):
                 self._subscribe(name, publishers)
                 self._problems.pop(name, None)
             except WmError as error:
-                if self._problems.get(name) != str(error):
-                    self.get_logger().error(f"{name} is not recorded: {error}")
-                self._problems[name] = str(error)
-        if everything and self._watch is not None:
-            self._watch.poll()
+                self._note_problem(name, str(error))
+        if everything:
+            self._look_for_other_marks()
+            if self._watch is not None:
+                self._watch.poll()
         self._send_latched()
+
+    def _look_for_other_marks(self) -> None:
+        """Tell who else publishes on the topic of marks: what it says is not recorded."""
+        topic = self._mark.topic_name
+        others = sorted(
+            {info.node_name for info in self.get_publishers_info_by_topic(topic)}
+            - {self.get_name()}
+        )
+        if others and self._keeps_marks:
+            who = ", ".join(others)
+            self._note_problem(topic, f"{who} publishes there too; call ~/mark_event instead.")
+        else:
+            self._problems.pop(topic, None)
+
+    def _note_problem(self, topic: str, problem: str) -> None:
+        """Keep why a topic is not recorded, and log it when it is new."""
+        if self._problems.get(topic) != problem:
+            self.get_logger().error(f"{topic} is not recorded: {problem}")
+        self._problems[topic] = problem
 
     def _subscribe(self, name: str, publishers: Sequence[Any]) -> None:
         types = sorted({info.topic_type for info in publishers})
@@ -407,27 +430,31 @@ class FlightRecorder(ManagedNode):
             for name, parameter in sorted(self.get_parameters_by_prefix("").items())
         }
         everything = {self._node_name(self.get_name()): own, **others}
-        self._latch("parameters", json.dumps(everything, default=str))
+        self._latch_text("parameters", json.dumps(everything, default=str))
 
-    def _latch(self, name: str, text: str) -> None:
-        """Put a string into the bag, to be repeated in each of its files."""
-        self._unsent[name] = text
+    def _latch_text(self, name: str, text: str) -> None:
+        topic = f"{self._node_name(self.get_name())}/{name}"
+        self._latch(topic, STRING, String(data=text))
+
+    def _latch(self, topic: str, kind: str, message: Any) -> None:
+        """Put a message of our own into the bag, to be repeated in each of its files."""
+        self._unsent[topic] = kind, message
         self._send_latched()
 
     def _send_latched(self) -> None:
         now_ns = self._now_ns()
         if self._recorder is None or now_ns == 0:  # /clock has not spoken yet
             return
-        for name, text in self._unsent.items():
+        for name, (kind, message) in self._unsent.items():
             topic = Topic(
-                name=f"{self._node_name(self.get_name())}/{name}",
-                type=STRING,
-                definition=message_definition(STRING),
+                name=name,
+                type=kind,
+                definition=message_definition(kind),
                 qos=(Qos(durability="transient_local", depth=1),),
-                type_hash=type_hash(STRING),
+                type_hash=type_hash(kind),
                 latched=True,
             )
-            self._recorder.write(topic, now_ns, now_ns, bytes(serialize_message(String(data=text))))
+            self._recorder.write(topic, now_ns, now_ns, bytes(serialize_message(message)))
         self._unsent.clear()
 
     def _on_split(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -447,7 +474,7 @@ class FlightRecorder(ManagedNode):
             response.message = "cannot mark an event: the recorder is not active."
             return response
         if self._mark_ends is None:
-            self._mark.publish(Bool(data=True))
+            self._say_marked(True)
         else:  # marked again: it lasts from now
             self.destroy_timer(self._mark_ends)
         self._mark_ends = self.create_timer(
@@ -460,7 +487,14 @@ class FlightRecorder(ManagedNode):
         if self._mark_ends is not None:
             self.destroy_timer(self._mark_ends)
             self._mark_ends = None
-            self._mark.publish(Bool(data=False))
+            self._say_marked(False)
+
+    def _say_marked(self, marked: bool) -> None:
+        """Publish it and record it, without waiting until DDS brings us what we say ourselves."""
+        message = Bool(data=marked)
+        self._mark.publish(message)
+        if self._keeps_marks:
+            self._latch(self._mark.topic_name, BOOL, message)
 
     # ---------------------------------------------------------------- diagnostics
 

@@ -25,6 +25,9 @@ from wm_node.nodes.common import TRANSITIONS
 
 # Discovery of the first service of a process took about 3 s on a small machine.
 DISCOVERY_S = 30.0
+# A client that sees no service for so long is made anew: discovery may lose a service for good
+# (github.com/ros2/rmw_fastrtps/issues/792), and new endpoints are matched afresh.
+RENEW_S = 6.0
 # Configuring loads and checks a bundle.
 TRANSITION_S = 60.0
 # Without an answer for so long, a node is asked for its state: the answer may be lost.
@@ -134,14 +137,22 @@ class Caller:
         Raises:
             WmError: it does not appear.
         """
-        client = self._clients.get((kind, name))
-        if client is None:
-            client = self.node.create_client(kind, name)
-            self._clients[(kind, name)] = client
-        self.spin_until(
-            client.service_is_ready, DISCOVERY_S, f"the service '{name}' did not appear"
-        )
-        return client
+        deadline = time.monotonic() + DISCOVERY_S
+        while True:
+            client = self._clients.get((kind, name))
+            if client is None:
+                client = self.node.create_client(kind, name)
+                self._clients[(kind, name)] = client
+            left_s = deadline - time.monotonic()
+            if self._spins_until(client.service_is_ready, min(RENEW_S, left_s)):
+                return client
+            if left_s <= RENEW_S:
+                nodes = ", ".join(sorted(set(self.node.get_node_names())))
+                raise WmError(
+                    f"the service '{name}' did not appear within {DISCOVERY_S:g} s; "
+                    f"the nodes that can be seen are {nodes}."
+                )
+            self.node.destroy_client(self._clients.pop((kind, name)))
 
     def state(self, name: str, timeout_s: float = 10.0) -> str:
         """Return the label of a node's lifecycle state, such as ``inactive``."""
