@@ -109,6 +109,13 @@ def test_futures_that_are_told_apart(trt: TensorRt, bundle: Bundle, tmp_path: Pa
         assert build_engine(trt, told_apart, "futures", replace(SM86, precision=precision))
 
 
+def test_several_tokens_of_a_frame(trt: TensorRt, bundle: Bundle, tmp_path: Path) -> None:
+    """No bundle that ships has them."""
+    config = ModelConfig(transition_blocks=1, tokens=4)
+    richer = _of_one_graph(bundle, tmp_path, load_profile("tabletop"), config, "rollout")
+    assert build_engine(trt, richer, "rollout", replace(SM86, precision="fp16"))
+
+
 def _of_one_graph(
     bundle: Bundle, folder: Path, profile: RobotProfile, config: ModelConfig, graph: str
 ) -> Bundle:

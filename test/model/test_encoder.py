@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.encoder import FrameEncoder, KeypointFeatures
+from wm_node.model.encoder import CellTokens, FrameEncoder, KeypointFeatures
 from wm_node.profile import load_profile
 
 CONFIG = ModelConfig(encoder_channels=(16, 16, 8), keypoints=12, encoder_blocks=1)
@@ -43,7 +44,12 @@ def test_keypoints_move_with_what_they_are_on(dims: Dims) -> None:
     assert on_square.sum() >= CONFIG.keypoints // 2
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), CONFIG], ids=["plain", "keypoints"])
+TOKENS = replace(CONFIG, tokens=16, latent=16 * 24, transition_blocks=1)
+
+
+@pytest.mark.parametrize(
+    "config", [ModelConfig(), CONFIG, TOKENS], ids=["plain", "keypoints", "tokens"]
+)
 def test_an_absent_camera_counts_for_nothing(dims: Dims, config: ModelConfig) -> None:
     torch.manual_seed(0)
     both = replace(dims, cameras=2)
@@ -56,3 +62,21 @@ def test_an_absent_camera_counts_for_nothing(dims: Dims, config: ModelConfig) ->
         assert torch.equal(encoder(frames, mask), seen)
         assert seen.shape == (3, config.latent)
         assert not torch.equal(encoder(frames, torch.ones(3, 2)), seen)
+
+
+@torch.no_grad()
+def test_tokens_tell_of_their_own_cells(dims: Dims) -> None:
+    torch.manual_seed(0)
+    cells = CellTokens(dims, TOKENS)
+    coarse = torch.zeros(1, TOKENS.encoder_channels[-1], 4, 4)
+    coarse[..., 1, 2] = 1.0
+    features = torch.cat([torch.randn(1, 2 * TOKENS.keypoints), coarse.flatten(1)], dim=1)
+    change = cells(features) - cells(torch.zeros_like(features))
+    per_token = change.view(16, -1).abs().amax(1)
+    assert per_token.nonzero().flatten().tolist() == [1 * 4 + 2]
+
+
+def test_tokens_that_do_not_fit_the_frame_are_refused(dims: Dims) -> None:
+    config = replace(TOKENS, tokens=9, latent=9 * 24)
+    with pytest.raises(WmError, match="64 x 64 has 4 x 4 cells of 16 pixels, which 3 must divide"):
+        FrameEncoder(dims, config)

@@ -16,11 +16,17 @@ def profile() -> RobotProfile:
     return load_profile("tabletop")
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["transformer", "recurrent"])
+MODELS = {
+    "transformer": ModelConfig(),
+    "recurrent": ModelConfig(transition_blocks=2),
+    "tokens": ModelConfig(transition_blocks=2, tokens=4),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def net(profile: RobotProfile, request: pytest.FixtureRequest) -> WorldModelNet:
     torch.manual_seed(0)
-    config = ModelConfig(transition_blocks=request.param)
-    net = WorldModelNet(Dims.of(profile), config).eval()
+    net = WorldModelNet(Dims.of(profile), request.param).eval()
     # The output layers start at zero; give them weights, so that everything can be seen.
     torch.nn.init.normal_(net.dynamics.latent_out.weight, std=0.1)
     return net

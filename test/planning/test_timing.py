@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wm_node.bundle import Bundle
+from wm_node.bundle import PRESETS, Bundle
 from wm_node.cli.main import main
+from wm_node.model.config import ModelConfig
+from wm_node.model.export import untrained_bundle
 from wm_node.planning import timing
 from wm_node.profile import RobotProfile, load_profile
 
@@ -43,24 +45,26 @@ def test_senseless_sizes_are_refused(
     assert f"{option} must lie within 1" in capsys.readouterr().err
 
 
-def test_it_draws_how_times_grow(
-    random_bundle_of: Callable[[RobotProfile, Path], Bundle],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_it_draws_how_times_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, sizes in (
         ("CANDIDATES", (4, 8)),
         ("HORIZONS", (4,)),
         ("IMAGE_SIDES", (32,)),
         ("ROBOTS", (1, 2)),
+        ("TOKENS", (4,)),
     ):
         monkeypatch.setattr(timing, name, sizes)
-    bundle = random_bundle_of(load_profile("tabletop"), tmp_path / "small")
+    config = ModelConfig(latent=32, width=32, transition_blocks=1, transition_hidden=64)
+    searches = {"plan_fast": PRESETS["plan_fast"]}
+    bundle = untrained_bundle(
+        load_profile("tabletop"), tmp_path / "small", config=config, searches=searches
+    )
     file, folder = tmp_path / "figures.json", tmp_path / "growth"
     words = ["benchmark", "--bundle", str(bundle.path), "--preset", "fast", "--plans", "1"]
     assert main([*words, "--growth", str(folder), "--json", str(file)]) == 0
     growth = json.loads(file.read_text())["growth"]
     assert [point["size"] for point in growth["candidates"]] == [4, 8]
     assert growth["robots"][0]["ms"] < growth["robots"][1]["ms"]
+    assert [point["size"] for point in growth["tokens"]] == [4]
     with Image.open(growth["picture"]) as picture:
         assert picture.width > 1000

@@ -6,6 +6,7 @@ import argparse
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from wm_node.resources import BUNDLE, resource
 
 if TYPE_CHECKING:
     from wm_node.planning.planner import PlannerConfig
+    from wm_node.profile import RobotProfile
 
 SEARCHES = {name.removeprefix("plan_"): size for name, size in PRESETS.items()}
 """Searches that bundles hold as one graph each."""
@@ -52,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="DIR",
-        help="also time other sizes (candidates, horizon, image, robots) and draw them there",
+        help="also time other sizes (candidates, horizon, image, robots, tokens of a frame) and "
+        "draw them there",
     )
     parser.add_argument(
         "--parity",
@@ -136,7 +139,14 @@ def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     from wm_node.planning.timing import SIZES, time_growth
     from wm_node.reporting.benchmark import draw_growth
 
-    config = bundle.model
+    def variant(profile: RobotProfile, path: Path, tokens: int | None = None) -> Bundle:
+        config = bundle.model
+        if tokens is None:
+            return untrained_bundle(profile, path, config=config, searches={})
+        config = replace(config, tokens=tokens, latent=tokens * config.latent // config.tokens)
+        search = {"plan_fast": PRESETS["plan_fast"]}
+        return untrained_bundle(profile, path, config=config, searches=search)
+
     columns = (TextColumn("growing"), BarColumn(), TimeRemainingColumn())
     done = count(1)
     with (
@@ -148,7 +158,7 @@ def _growth(args: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
                 bundle,
                 args.backend,
                 args.threads,
-                lambda profile, path: untrained_bundle(profile, path, config=config, searches={}),
+                variant,
                 Path(folder),
                 lambda: update(completed=next(done)),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isqrt
 from typing import Any
 
 from wm_node.errors import WmError
@@ -16,7 +17,10 @@ class ModelConfig:
     """Sizes that do not depend on the robot. The defaults are the table-top model's."""
 
     latent: int = 192
-    """Width of a frame's latent token."""
+    """Numbers of a frame's latent, of all its tokens together."""
+    tokens: int = 1
+    """Tokens of a frame's latent: 1, or the cells of a square grid on the frame (4, 9, 16), for
+    richer scenes. More than one needs ``transition_blocks``, and costs planning time."""
     encoder_channels: tuple[int, int, int] = (64, 96, 160)
     encoder_hidden: int = 512
     keypoints: int = 0
@@ -78,6 +82,10 @@ class ModelConfig:
             raise WmError("the model's 'decoder_channels' must be four multiples of 8.")
         if config.futures == 1 or (config.futures and not config.transition_blocks):
             raise WmError("the model's 'futures' need to be two or more, and 'transition_blocks'.")
+        if isqrt(config.tokens) ** 2 != config.tokens or config.latent % config.tokens:
+            raise WmError("the model's 'tokens' must be a square number that divides 'latent'.")
+        if config.tokens > 1 and not config.transition_blocks:
+            raise WmError("a model with more than one of 'tokens' needs 'transition_blocks'.")
         if config.width % config.heads:
             raise WmError("the model's 'width' must be a multiple of its 'heads'.")
         return config

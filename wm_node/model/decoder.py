@@ -9,6 +9,8 @@ less. The gradient into the latents is stopped by the caller unless training ask
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +68,11 @@ class FrameDecoder(nn.Module):
             nn.SiLU(),
         )
         self.map = nn.Linear(CONDITION, MAP_CHANNELS * self.rows * self.columns * dims.cameras)
+        # Tokens are drawn where they stand on the frame.
+        self.side, size = isqrt(config.tokens), config.latent // config.tokens
+        self.places = (
+            nn.Linear(2 * size, MAP_CHANNELS * dims.cameras) if config.tokens > 1 else None
+        )
         self.merge = nn.Sequential(_conv(fourth + MAP_CHANNELS, fourth), _conv(fourth, fourth))
         self.up = nn.ModuleList(
             [
@@ -120,6 +127,8 @@ class FrameDecoder(nn.Module):
             torch.cat([latents, latents - latent_now, joints, joints - joints_now], dim=-1)
         )
         edit = self.map(condition).view(count * cameras, MAP_CHANNELS, self.rows, self.columns)
+        if self.places is not None:
+            edit = edit + self._placed(latents, latents - latent_now)
         condition = condition.repeat_interleave(cameras, 0) if cameras > 1 else condition
         x = self.film[0](self.merge(torch.cat([spread(skips[3]), edit], dim=1)), condition)
         for layer, film, skip in zip(self.up, list(self.film)[1:], skips[2::-1], strict=True):
@@ -142,3 +151,12 @@ class FrameDecoder(nn.Module):
         result = (1.0 - blend) * moved + blend * (present + 2.0 * paint[:, 1:])
         result = ((result + 1.0) * 127.5).permute(0, 2, 3, 1)
         return result.view(count, cameras, height, width, 3)
+
+    def _placed(self, latents: Tensor, change: Tensor) -> Tensor:
+        """(M, latent) of several tokens, twice -> (M * cameras, MAP_CHANNELS, rows, columns)."""
+        assert self.places is not None
+        count, side = latents.shape[0], self.side
+        tokens = torch.cat([one.view(count, side**2, -1) for one in (latents, change)], dim=-1)
+        cells = self.places(tokens).view(count, side, side, self.cameras, MAP_CHANNELS)
+        cells = cells.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        return nn.functional.interpolate(cells, size=(self.rows, self.columns), mode="nearest")

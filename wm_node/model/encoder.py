@@ -1,10 +1,13 @@
-"""Frames of one instant, from one or several cameras, to one latent token."""
+"""Frames of one instant, from one or several cameras, to a latent of one or more tokens."""
 
 from __future__ import annotations
+
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
+from wm_node.errors import WmError
 from wm_node.model.config import Dims, ModelConfig
 
 
@@ -54,6 +57,7 @@ class KeypointFeatures(nn.Module):
             nn.Conv2d(middle, 4 * config.keypoints, 1), nn.PixelShuffle(2)
         )
         self.coarse = nn.Sequential(nn.Conv2d(middle, coarse, 4, stride=2, padding=1), nn.ReLU())
+        # The coarse map comes last; see CellTokens.
         self.size = 2 * config.keypoints + coarse * (rows // 4) * (columns // 4)
         self.register_buffer("down", torch.linspace(-1.0, 1.0, rows), persistent=False)
         self.register_buffer("across", torch.linspace(-1.0, 1.0, columns), persistent=False)
@@ -72,8 +76,38 @@ class KeypointFeatures(nn.Module):
         return torch.cat([2.0 * x, 2.0 * y, self.coarse(middle).flatten(1).float()], dim=1)
 
 
+class CellTokens(nn.Module):
+    """What the cells of a square grid on the frame add to the tokens of the same places."""
+
+    def __init__(self, dims: Dims, config: ModelConfig) -> None:
+        super().__init__()
+        self.channels = config.encoder_channels[-1]
+        self.rows, self.columns = dims.height // 16, dims.frame_width // 16
+        self.side = isqrt(config.tokens)
+        if self.rows % self.side or self.columns % self.side:
+            raise WmError(
+                f"'tokens' {config.tokens} do not fit: a frame of {dims.height} x "
+                f"{dims.frame_width} has {self.rows} x {self.columns} cells of 16 pixels, which "
+                f"{self.side} must divide."
+            )
+        area = (self.rows // self.side) * (self.columns // self.side)
+        self.project = nn.Linear(self.channels * area, config.latent // config.tokens)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) features, of which the last are the coarse map -> (B, latent), token by token."""
+        side, high, wide = self.side, self.rows // self.side, self.columns // self.side
+        coarse = features[:, -self.channels * self.rows * self.columns :]
+        cells = coarse.reshape(-1, self.channels, side, high, side, wide)
+        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, tokens, C * area)
+        tokens: Tensor = self.project(cells)
+        return tokens.flatten(1)
+
+
 class FrameEncoder(nn.Module):
     """Features per camera, masked mean over cameras, projection with BatchNorm.
+
+    With more than one token, each is the projection of the whole frame's features and that of the
+    token's own cell of a square grid.
 
     The features are three convolutions after space-to-depth, flattened, or where the configuration
     has keypoints :class:`KeypointFeatures`.
@@ -104,6 +138,7 @@ class FrameEncoder(nn.Module):
         self.camera = nn.Parameter(torch.zeros(dims.cameras, config.encoder_hidden))
         self.norm = nn.BatchNorm1d(config.encoder_hidden)
         self.project = nn.Linear(config.encoder_hidden, config.latent)
+        self.cells = CellTokens(dims, config) if config.tokens > 1 else None
         self.whiten = nn.BatchNorm1d(config.latent, affine=False)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
@@ -123,8 +158,15 @@ class FrameEncoder(nn.Module):
             features = self.conv(self.unshuffle(pixels)).flatten(1)
         else:
             features = self.keypoints(pixels).to(pixels.dtype)
-        features = self.hidden(features).view(batch, cameras, -1) + self.camera
         weight = mask.unsqueeze(-1)
-        fused = (features * weight).sum(1) / weight.sum(1).clamp_min(1.0)
-        latent: Tensor = self.whiten(self.project(torch.relu(self.norm(fused))))
+
+        def fuse(values: Tensor) -> Tensor:
+            """(B, cameras, n) -> (B, n): the mean over cameras whose frames are present."""
+            return (values * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+        fused = fuse(self.hidden(features).view(batch, cameras, -1) + self.camera)
+        projected = self.project(torch.relu(self.norm(fused)))
+        if self.cells is not None:
+            projected = projected + fuse(self.cells(features).view(batch, cameras, -1))
+        latent: Tensor = self.whiten(projected)
         return latent

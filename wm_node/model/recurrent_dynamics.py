@@ -9,6 +9,9 @@ Where more than one thing may happen, one prediction is their mean, which is non
 with ``futures`` has a code for each of a few ways that things may go on; a code is brought to every
 step, so that a future holds together. Without a code the mean is predicted, which plans.
 
+A latent of several tokens, each of a place on the frame, carries a state for each; between the
+blocks the tokens attend to each other, for what moves comes from a neighbour's place.
+
 Against
 :class:`wm_node.model.dynamics.Dynamics`, which sees the horizon's actions at once, it predicts
 pushes better at a third of the operations; docs/decisions.md has the measurement.
@@ -37,6 +40,27 @@ class TransitionBlock(nn.Module):
         return carried + change
 
 
+class TokenAttention(nn.Module):
+    """Pre-norm attention between the tokens of one instant, beside the identity."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, carried: Tensor) -> Tensor:
+        """(..., K, W) -> the same shape."""
+        size = carried.shape[-1] // self.heads
+        shape = (*carried.shape[:-1], 3, self.heads, size)
+        query, key, value = self.qkv(self.norm(carried)).view(shape).transpose(-4, -2).unbind(-3)
+        # Plain products, as in wm_node.model.dynamics: fused attention is slow at such lengths.
+        weights = torch.softmax(query @ key.transpose(-1, -2) * size**-0.5, dim=-1)
+        mixed: Tensor = self.out((weights @ value).transpose(-3, -2).flatten(-2))
+        return carried + mixed
+
+
 class RecurrentDynamics(nn.Module):
     """Predicts the latents at the end of each future step, one step after the other."""
 
@@ -49,14 +73,21 @@ class RecurrentDynamics(nn.Module):
         )
         # The action, and the joints' baseline at the step's end, at its beginning and between.
         self.step_in = nn.Linear(dims.ticks * dims.action + 3 * dims.joints, width)
-        self.latent_in = nn.Linear(config.latent, width)
+        self.tokens, size = config.tokens, config.latent // config.tokens
+        self.latent_in = nn.Linear(size, width)
         self.codes = nn.Parameter(torch.randn(config.futures, width)) if config.futures else None
         self.blocks = nn.ModuleList(
             TransitionBlock(width, config.transition_hidden)
             for _ in range(config.transition_blocks)
         )
+        # The width of a single token stays as it was before there could be several.
+        self.places = nn.Parameter(torch.randn(self.tokens, width)) if self.tokens > 1 else None
+        self.mixing = nn.ModuleList(
+            TokenAttention(width, config.heads)
+            for _ in range(config.transition_blocks if self.tokens > 1 else 0)
+        )
         self.norm = nn.LayerNorm(width)
-        self.latent_out = nn.Linear(width, config.latent)
+        self.latent_out = nn.Linear(width, size)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
 
@@ -93,13 +124,22 @@ class RecurrentDynamics(nn.Module):
         # Sums over the horizon are kept in full precision, under autocast too.
         carried = start.float().unsqueeze(1).expand(-1, count, -1)
         latent = present.float().unsqueeze(1).expand(-1, count, -1)
+        if self.places is not None:
+            carried = carried.unsqueeze(2) + self.places
+            latent = latent.reshape(*latent.shape[:2], self.tokens, -1)
+            steps = steps.unsqueeze(3)
         latents, states = [], []
         for step in range(horizon):
             brought = steps[:, :, step] + self.latent_in(latent)
-            for block in self.blocks:
+            for index, block in enumerate(self.blocks):
                 carried = block(carried, brought)
+                if self.places is not None:
+                    carried = self.mixing[index](carried)
             state = self.norm(carried)
             latent = latent + self.latent_out(state)
             latents.append(latent)
             states.append(state)
-        return torch.stack(latents, dim=2), torch.stack(states, dim=2)
+        rolled, hidden = torch.stack(latents, dim=2), torch.stack(states, dim=2)
+        if self.places is not None:
+            rolled, hidden = rolled.flatten(3), hidden.mean(3)
+        return rolled, hidden

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -116,16 +116,24 @@ CANDIDATES = (16, 64, 256, 1024, 4096)
 HORIZONS = (4, 8, 16, 32)
 IMAGE_SIDES = (32, 64, 96, 128)
 ROBOTS = (1, 2, 4, 8)
-SIZES = sum(map(len, (CANDIDATES, HORIZONS, IMAGE_SIDES, ROBOTS)))
+TOKENS = (1, 4, 16)
+SIZES = sum(map(len, (CANDIDATES, HORIZONS, IMAGE_SIDES, ROBOTS, TOKENS)))
 GROWTH_CALLS = 30
 GROWTH_CANDIDATES = 32
+
+
+class Variant(Protocol):
+    """Writes a bundle of the same network with random weights."""
+
+    def __call__(self, profile: RobotProfile, path: Path, tokens: int | None = None) -> Bundle:
+        """Write it for ``profile``; ``tokens``: so many in a latent, with a whole search."""
 
 
 def time_growth(
     bundle: Bundle,
     backend: str,
     threads: int,
-    variant: Callable[[RobotProfile, Path], Bundle],
+    variant: Variant,
     folder: Path,
     advance: Advance = lambda: None,
 ) -> dict[str, list[dict[str, float]]]:
@@ -134,15 +142,15 @@ def time_growth(
     Args:
         bundle: what plans.
         backend, threads: as :func:`time_bundle`.
-        variant: writes a bundle of the same network with random weights for another profile; time
-            does not depend on what a model has learnt.
+        variant: writes the bundles to time; time does not depend on what a model has learnt.
         folder: for those bundles.
         advance: called after each of the ``SIZES``.
 
     Returns:
         Points ``{"size", "ms"}`` (p50) by axis: ``candidates`` of one rollout, ``horizon_steps`` of
-        a rollout of 32, ``image_side`` of one frame's encoding, and ``robots`` whose plans (64 x 3)
-        one process makes in turn.
+        a rollout of 32, ``image_side`` of one frame's encoding, ``robots`` whose plans (64 x 3) one
+        process makes in turn, and ``tokens`` of a frame, of a plan (64 x 3); the last is there for
+        recurrent dynamics alone.
     """
     growth: dict[str, list[dict[str, float]]] = {}
 
@@ -178,6 +186,11 @@ def time_growth(
         other = variant(profile.model_copy(update={"cameras": cameras}), folder / f"image_{size}")
         larger, frames = WorldModel(other, load_engine(other, backend, threads)), _frames(other)
         note("image_side", size, lambda call, m=larger, f=frames: m.encode(f))  # type: ignore[misc]
+    for size in TOKENS if bundle.model.transition_blocks else ():
+        other = variant(profile, folder / f"tokens_{size}", size)
+        richer = WorldModel(other, load_engine(other, backend, threads))
+        richer.prepare((config.candidates,), (config.candidates, config.iterations))
+        note("tokens", size, _planning(richer, config))
     return growth
 
 

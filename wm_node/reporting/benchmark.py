@@ -15,6 +15,7 @@ AXES = {
     "horizon_steps": "rollout of 32, by model steps",
     "image_side": "encoding, by pixels a side",
     "robots": "plans of 64 x 3 in turn, by robots",
+    "tokens": "plan of 64 x 3, by tokens of a frame",
 }
 FILE = "growth.png"
 
@@ -28,9 +29,10 @@ def draw_growth(folder: Path, growth: Mapping[str, Sequence[Mapping[str, float]]
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12.0, 3.2), layout="constrained")
+        known = {name: title for name, title in AXES.items() if name in growth}
+        figure = Figure(figsize=(3.0 * len(known), 3.2), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (name, title) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
+        for axes, (name, title) in zip(figure.subplots(1, len(known)), known.items(), strict=True):
             sizes = [point["size"] for point in growth[name]]
             axes.loglog(sizes, [point["ms"] for point in growth[name]], "o-", color=BLUE, ms=4)
             for point in growth[name]:  # an axis within one decade has no number of its own
