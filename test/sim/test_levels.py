@@ -62,6 +62,10 @@ def test_basic_episodes_are_those_recorded_before_there_were_levels(sims, record
         assert getattr(score, name) == pytest.approx(recorded[name], abs=1e-6)
 
 
+def test_levels_are_called_as_the_help_texts_call_them() -> None:
+    assert [level.name for level in LEVELS.values()] == list(LEVELS)
+
+
 def test_basic_pictures_are_those_recorded_before_there_were_levels():
     sim = TabletopSim((320, 240))
     for recorded in RECORDED["pictures"]:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
+from wm_node.sim.level_names import LEVELS_TEXT
 
 if TYPE_CHECKING:
     from wm_node.sim.mix import MakeBehaviour
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help="scene of the task suite: basic, edge, clutter, moving_hand, shift or varied",
+        help=f"scene of the task suite: {LEVELS_TEXT}",
     )
     parser.add_argument("--image-size", default=None, help="WIDTHxHEIGHT; default: the profile's")
     parser.add_argument(

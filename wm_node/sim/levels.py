@@ -10,12 +10,13 @@ from wm_node.sim.level import BASIC, Level
 from wm_node.sim.level_clutter import CLUTTER
 from wm_node.sim.level_edge import EDGE
 from wm_node.sim.level_hand import MOVING_HAND
+from wm_node.sim.level_names import LEVEL_NAMES
 from wm_node.sim.level_shift import SHIFT
 from wm_node.sim.level_varied import VARIED
 
-LEVELS: dict[str, Level] = {
-    level.name: level for level in (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED)
-}
+LEVELS: dict[str, Level] = dict(
+    zip(LEVEL_NAMES, (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED), strict=True)
+)
 
 
 def bundle_for(level: str, goal: str) -> Path:
