@@ -25,7 +25,7 @@ from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import path_is_free, task_for_seed
 
 RECORDED = json.loads((Path(__file__).parent / "basic_level.json").read_text(encoding="utf-8"))
-ADDED = ("edge", "clutter", "moving_hand", "shift", "varied")
+ADDED = ("edge", "clutter", "moving_hand", "shift", "varied", "restless")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_levels_share_what_the_seed_draws(sims):
     for sim in sims.values():
         sim.reset(21)
     basic = sims["basic"]
-    for name in ("clutter", "moving_hand", "shift", "varied"):
+    for name in ("clutter", "moving_hand", "shift", "varied", "restless"):
         assert sims[name].setup.start == basic.setup.start
         np.testing.assert_allclose(sims[name].pose()[:11], basic.pose(), atol=1e-3)
     assert sims["edge"].setup.start.tip == basic.setup.start.tip
@@ -326,13 +326,16 @@ def test_shift_moves_the_camera_by_two_centimetres_and_two_degrees(sims):
     assert 2 * math.acos(abs(float(turn @ new_turn))) == pytest.approx(math.radians(2.0), abs=1e-6)
 
 
-def test_varied_keeps_what_shift_shows_for_shift(sims):
-    """What trains under ``varied`` has seen no look of ``shift``."""
-    shift, varied = sims["shift"], sims["varied"]
+@pytest.mark.parametrize("name", ["varied", "restless"])
+def test_what_shift_shows_is_kept_for_shift(sims, name):
+    """What trains under ``varied`` or ``restless`` has seen no look of ``shift``."""
+    shift, varied = sims["shift"], sims[name]
     pictures: set[str] = set()
     for seed in range(40):
         for sim in (shift, varied):
             sim.reset(seed)
+        if varied.setup.redress is not None:
+            varied.setup.redress(np.random.default_rng(seed))
         for thing in ("table", "floor"):
             red, green, blue = varied.model.geom(thing).rgba[:3].tolist()
             hue, saturation, _ = colorsys.rgb_to_hsv(red, green, blue)
@@ -360,6 +363,27 @@ def test_varied_looks_different_every_time():
     sim.close()
     np.testing.assert_array_equal(means[0], means[4])
     for k in range(4):
+        for other in range(k):
+            assert np.abs(means[k] - means[other]).mean() > 4.0
+
+
+def test_restless_looks_different_in_every_frame_and_moves_as_basic_does():
+    sim = TabletopSim((96, 72), level=LEVELS["restless"])
+    plain = TabletopSim(render=False)
+    frames = []
+    for _ in range(2):
+        for one in (sim, plain):
+            one.reset(3)
+            one.command_tip_velocity((0.2, 0.1))
+        for _ in range(4):
+            frames.append(sim.render())
+            for one in (sim, plain):
+                one.advance(0.1)
+        np.testing.assert_array_equal(sim.pose(), plain.pose())
+    sim.close()
+    means = [frame.reshape(3, 24, 4, 24, 3).mean((1, 3)) for frame in frames]
+    for k in range(4):
+        np.testing.assert_array_equal(frames[k], frames[4 + k])
         for other in range(k):
             assert np.abs(means[k] - means[other]).mean() > 4.0
 

@@ -93,6 +93,8 @@ class Setup:
     positions (nq,) and the time in s."""
     obstacles: tuple[Disc, ...] = ()
     """For references that act on the true state."""
+    redress: Callable[[np.random.Generator], None] | None = None
+    """Gives the scene another look before each frame of the camera; None: it keeps its look."""
 
 
 def _as_drawn(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-LEVEL_NAMES = ("basic", "edge", "clutter", "moving_hand", "shift", "varied")
+LEVEL_NAMES = ("basic", "edge", "clutter", "moving_hand", "shift", "varied", "restless")
 LEVELS_TEXT = f"{', '.join(LEVEL_NAMES[:-1])} or {LEVEL_NAMES[-1]}"

@@ -1,15 +1,17 @@
-"""Level ``varied``: looks to train on, so that a bundle stands what ``shift`` shows.
+"""Levels ``varied`` and ``restless``: looks to train on, so that a bundle stands ``shift``.
 
 Colours and surfaces of table, floor and mug, light, the camera's place, and flat things on the
-table change with every episode. What ``shift`` draws from is held out: its hues of table, floor and
-mug, its dark mugs, its patterns, its light, its bright squares and the whole of its way of the
-camera are not here, nor are mass and friction other than the basic scene's.
+table change with every episode, or with every frame: an episode of sixty frames then shows an
+encoder sixty scenes, and its latents can hold nothing of a scene's look. What ``shift`` draws from
+is held out: its hues of table, floor and mug, its dark mugs, its patterns, its light, its bright
+squares and the whole of its way of the camera are not here, nor are mass and friction other than
+the basic scene's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from math import cos, pi, radians, sin
 
@@ -21,14 +23,15 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from wm_node.sim.level import Level, Setup, Start
-from wm_node.sim.looks import MUG_GEOMS, colour, dress, move_camera
+from wm_node.sim.looks import MUG_GEOMS, Colour, colour, dress, move_camera
 from wm_node.sim.scene import FLOOR_COLOUR, TABLE_BOUNDS, TABLE_COLOUR, SceneParts
 
 Floats = NDArray[np.float64]
 
 SIDE = 96  # of a surface's picture, in pixels
 OF_EACH = 8
-"""Surfaces of each kind."""
+"""Surfaces of each kind that episodes of ``varied`` draw from."""
+OF_EACH_RESTLESS = 40
 REPEATS = (1, 2, 5)
 PLAIN = 0.3
 """Share of things that keep a surface without a picture."""
@@ -90,17 +93,14 @@ def _picture(kind: str, number: int) -> bytes:
     return file.getvalue()
 
 
-SURFACES = {f"varied_{kind}_{n}": (kind, n) for kind in KINDS for n in range(OF_EACH)}
-
-
 @cache
-def _pictures() -> dict[str, bytes]:
-    return {f"{name}.png": _picture(*which) for name, which in SURFACES.items()}
+def _pictures(of_each: int) -> dict[str, bytes]:
+    return {f"varied_{kind}_{n}.png": _picture(kind, n) for kind in KINDS for n in range(of_each)}
 
 
-def _parts() -> SceneParts:
+def _parts(of_each: int) -> SceneParts:
     lines = [f'<material name="{_PLAIN}"/>']
-    for name in SURFACES:
+    for name in (f"varied_{kind}_{n}" for kind in KINDS for n in range(of_each)):
         lines.append(f'<texture name="{name}" type="2d" file="{name}.png"/>')
         lines += [
             f'<material name="{name}_{repeat}" texture="{name}" texrepeat="{repeat} {repeat}"/>'
@@ -112,29 +112,28 @@ def _parts() -> SceneParts:
         f'pos="0 0 -0.0001" euler="0 0 0.3" rgba="1 1 1 0"/>'
         for k, shape in enumerate(("box", "ellipsoid", "box"))
     )
-    return SceneParts("\n".join(lines), bodies, _pictures)
+    return SceneParts("\n".join(lines), bodies, partial(_pictures, of_each))
 
 
-# ---- an episode ----------------------------------------------------------------------------
+# ---- a look --------------------------------------------------------------------------------
 
 
-def _material(rng: np.random.Generator) -> str:
-    kind, number = list(KINDS)[int(rng.integers(len(KINDS)))], int(rng.integers(OF_EACH))
+def _material(rng: np.random.Generator, of_each: int) -> str:
+    kind, number = list(KINDS)[int(rng.integers(len(KINDS)))], int(rng.integers(of_each))
     name = f"varied_{kind}_{number}_{REPEATS[int(rng.integers(len(REPEATS)))]}"
     return _PLAIN if rng.random() < PLAIN else name
 
 
-def _paint(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+def _paint(model: mujoco.MjModel, rng: np.random.Generator, of_each: int, mug: Colour) -> None:
     for thing, usual in (("table", TABLE_COLOUR), ("floor", FLOOR_COLOUR)):
-        material, dressed = _material(rng), rng.random() < DRESSED
+        material, dressed = _material(rng, of_each), rng.random() < DRESSED
         saturation, value = float(rng.uniform(0.0, 0.6)), float(rng.uniform(0.30, 0.95))
         other = colour(rng, HUES, saturation, value)
         dress(model, (thing,), material if dressed else _PLAIN, other if dressed else usual)
-    material, dressed = _material(rng), rng.random() < DRESSED
+    material, dressed = _material(rng, of_each), rng.random() < DRESSED
     saturation, value = float(rng.uniform(0.0, 0.9)), float(rng.uniform(0.55, 1.0))
     other = colour(rng, MUG_HUES, saturation, value)
-    red, green, blue = model.geom_rgba[model.geom(MUG_GEOMS[0]).id, :3].tolist()  # as it was drawn
-    dress(model, MUG_GEOMS, material, other if dressed else (red, green, blue))
+    dress(model, MUG_GEOMS, material, other if dressed else mug)
 
 
 def _light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
@@ -144,7 +143,7 @@ def _light(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     model.vis.headlight.ambient[:] = rng.uniform(0.27, 0.43)
 
 
-def _place_things(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+def _place_things(model: mujoco.MjModel, rng: np.random.Generator, of_each: int) -> None:
     shown = int(rng.integers(THINGS + 1))
     for k in range(THINGS):
         thing = model.geom(f"varied_thing_{k}").id
@@ -157,17 +156,39 @@ def _place_things(model: mujoco.MjModel, rng: np.random.Generator) -> None:
         )
         model.geom_quat[thing] = cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)
         painted = colour(rng, (0.0, 1.0), float(rng.uniform(0, 0.8)), float(rng.uniform(0.15, 0.9)))
-        dress(model, (f"varied_thing_{k}",), _material(rng), painted)
+        dress(model, (f"varied_thing_{k}",), _material(rng, of_each), painted)
         model.geom_rgba[thing, 3] = float(k < shown)
 
 
-def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
-    _paint(model, rng)
-    _light(model, rng)
-    shift_m, turn_rad = CAMERA_SHIFT_M * rng.random(), CAMERA_TURN_RAD * rng.random()
-    move_camera(model, rng, shift_m, turn_rad)
-    _place_things(model, rng)
+# ---- an episode ----------------------------------------------------------------------------
+
+
+def _looks(model: mujoco.MjModel, of_each: int) -> Callable[[np.random.Generator], None]:
+    """Return what gives the scene another look; from its own, which is read now."""
+    red, green, blue = model.geom_rgba[model.geom(MUG_GEOMS[0]).id, :3].tolist()
+    place, turn = model.cam_pos[0].copy(), model.cam_quat[0].copy()
+
+    def redress(rng: np.random.Generator) -> None:
+        model.cam_pos[0], model.cam_quat[0] = place, turn
+        _paint(model, rng, of_each, (red, green, blue))
+        _light(model, rng)
+        shift_m, turn_rad = CAMERA_SHIFT_M * rng.random(), CAMERA_TURN_RAD * rng.random()
+        move_camera(model, rng, shift_m, turn_rad)
+        _place_things(model, rng, of_each)
+
+    return redress
+
+
+def _arrange_varied(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
+    _looks(model, OF_EACH)(rng)
     return Setup(start)
 
 
-VARIED = Level("varied", _parts(), _arrange)
+def _arrange_restless(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
+    redress = _looks(model, OF_EACH_RESTLESS)
+    redress(rng)  # so that what is read of the model before the first frame is one of its looks
+    return Setup(start, redress=redress)
+
+
+VARIED = Level("varied", _parts(OF_EACH), _arrange_varied)
+RESTLESS = Level("restless", _parts(OF_EACH_RESTLESS), _arrange_restless)

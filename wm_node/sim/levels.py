@@ -12,10 +12,10 @@ from wm_node.sim.level_edge import EDGE
 from wm_node.sim.level_hand import MOVING_HAND
 from wm_node.sim.level_names import LEVEL_NAMES
 from wm_node.sim.level_shift import SHIFT
-from wm_node.sim.level_varied import VARIED
+from wm_node.sim.level_varied import RESTLESS, VARIED
 
 LEVELS: dict[str, Level] = dict(
-    zip(LEVEL_NAMES, (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED), strict=True)
+    zip(LEVEL_NAMES, (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED, RESTLESS), strict=True)
 )
 
 

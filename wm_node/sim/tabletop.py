@@ -286,6 +286,9 @@ class TabletopSim:
         """Return the camera's picture, uint8 RGB (height, width, 3)."""
         if not self._renders:
             raise WmError("this simulator was built with render=False; it has no camera.")
+        if self.setup.redress is not None:
+            # A look follows from episode and time alone, whatever was rendered before.
+            self.setup.redress(np.random.default_rng([self.seed, self.driver_steps, 0xD2E55]))
         return self.picture(self.data.qpos)
 
     def render_goal(
