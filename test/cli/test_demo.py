@@ -149,7 +149,7 @@ def test_an_interrupted_demo_leaves_no_process(
     assert _wait((tmp_path / "out" / "bag" / "metadata.yaml").is_file, 60)
     assert set(_nodes_of(tmp_path / "out")) == NODES
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors

@@ -584,7 +584,7 @@ def test_a_search_that_is_too_large_gives_way_to_a_smaller_one_and_comes_back(
     pair.engine.pause_from, pair.engine.pause_s = 8, 0.2
     robot.await_diagnostics(PLANNER, searched(4))
     robot.await_reason("OK")
-    assert planner._effort.steps_down == 1
+    assert planner._effort.steps_down >= 1  # a busy machine may be late again on its own
     pair.engine.pause_s = 0.0
     robot.await_diagnostics(PLANNER, searched(8))
     robot.await_reason("OK")
