@@ -22,6 +22,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from wm_node.bundle import Bundle
+from wm_node.data import messages
+from wm_node.data.bag_writer import BagWriter
 from wm_node.errors import WmError
 from wm_node.model.export import export_again
 from wm_node.nodes.common import COMMAND_QOS, HEARTBEAT_QOS, stamp_to_ns, steady_clock
@@ -278,6 +280,54 @@ def test_a_refused_picture_leaves_a_newer_goal_alone(
     pictures.finish()
     assert _goal(pair).state == pytest.approx([0.12, 0.03])
     assert pair.planner._counts["goals_refused"] == refused + 1
+
+
+def _show(pair: Pair, path: Path | str) -> None:
+    (result,) = pair.planner.set_parameters([Parameter("goal_clip", value=str(path))])
+    assert result.successful
+
+
+def test_a_recorded_demonstration_becomes_the_goal(operated: Pair, tmp_path: Path):
+    pair, robot = operated, operated.robot
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.add_topic("/image_raw", "sensor_msgs/msg/Image")
+        for k in range(10):
+            stamp, shade = 10**18 + k * 200_000_000, np.full((240, 320, 3), 20 * k, np.uint8)
+            bag.write("/image_raw", messages.image(stamp, "front", shade), stamp)
+    _show(pair, tmp_path / "bag")
+    robot.await_(lambda: _goal(pair) is not None and _goal(pair).via is not None, "the clip's goal")
+    assert _goal(pair).via.shape == (9, 2)
+    assert _goal(pair).latent is not None
+    robot.await_reason("OK")
+    _show(pair, "")
+    robot.await_reason("NO_GOAL")
+
+
+def test_a_demonstration_that_cannot_be_read_cancels_the_goal(operated: Pair, tmp_path: Path):
+    pair, robot = operated, operated.robot
+    refused = pair.planner._counts["goals_refused"]
+    _show(pair, tmp_path / "nothing")
+    robot.await_reason("NO_GOAL")
+    robot.await_diagnostics(PLANNER, lambda text, v: v["goals_refused"] == str(refused + 1))
+    assert _goal(pair) is None
+
+
+def test_a_newer_goal_is_not_replaced_by_a_demonstration(
+    operated: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pair, refused = operated, operated.planner._counts["goals_refused"]
+    go_on = threading.Event()
+
+    def read(path: str, profile: Any) -> Any:
+        assert go_on.wait(10)
+        raise WmError("it is damaged.")
+
+    monkeypatch.setattr("wm_node.nodes.mpc_planner.read_clip", read)
+    _show(pair, tmp_path)
+    _set_goal(pair, [0.12, 0.03])
+    go_on.set()
+    pair.robot.await_diagnostics(PLANNER, lambda text, v: v["goals_refused"] == str(refused + 1))
+    assert _goal(pair).state == pytest.approx([0.12, 0.03])
 
 
 def test_a_readback_that_nobody_publishes_ends_the_commands(operated: Pair):

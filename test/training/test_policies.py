@@ -15,6 +15,7 @@ from wm_node.planning.hold import HoldLimits
 from wm_node.planning.planner import PlannerConfig
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.loop import START_NS, Observation
+from wm_node.sim.suite import demonstration
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import task_for_seed
 from wm_node.training.policies import CloningPolicy, MpcPolicy, PlanSettings
@@ -42,7 +43,7 @@ def bundle(
     return build
 
 
-@pytest.mark.parametrize("goal", ["state", "image"])
+@pytest.mark.parametrize("goal", ["state", "image", "clip"])
 @pytest.mark.parametrize(
     ("threshold", "hold", "deployed", "moves"),
     [
@@ -66,6 +67,40 @@ def test_it_holds_at_the_goal_and_brakes_for_risk(
     policy.reset(task_for_seed(sim, 3), sim)
     action = policy.act(Observation(START_NS, sim.render(), sim.joint_positions(), ()))
     assert bool(np.abs(action).max() > 1e-3) is moves
+
+
+def test_a_demonstration_shows_the_task_done_and_leaves_the_episode_as_it_was() -> None:
+    sim = TabletopSim((160, 120))
+    task = task_for_seed(sim, 3)
+    before, seen = sim.pose(), sim.render()
+    frames = demonstration(task, sim)
+    np.testing.assert_array_equal(sim.pose(), before)
+    np.testing.assert_array_equal(sim.render(), seen)
+    np.testing.assert_array_equal(frames[0], seen)
+    np.testing.assert_array_equal(frames[-1], sim.render_goal(task.goal))
+    assert len(frames) > 10
+    assert np.abs(frames[-2].astype(float) - frames[0]).max() > 50, "nothing was done"
+    sim.close()
+
+
+def test_a_clip_leads_the_mug_along_what_was_seen(bundle: Callable[[float], Bundle]) -> None:
+    policy = MpcPolicy(bundle(1.0).path, "openvino", "clip", replace(QUICK, hold=FAR))
+    sim = TabletopSim((160, 120))
+    task = task_for_seed(sim, 3)
+    policy.reset(task, sim)
+    frames = demonstration(task, sim)
+    assert policy.goal.via is not None
+    read = [policy.model.picture_goal(policy._seen(frame)).state for frame in frames]
+    np.testing.assert_allclose(policy.goal.via, read[:-1], atol=1e-5)
+    assert policy.goal.state == pytest.approx(read[-1], abs=1e-5)
+    led = policy._guide
+    assert led is not None
+    asked: list[np.ndarray] = []
+    original = led.next
+    led.next = lambda here: (asked.append(here), original(here))[1]  # type: ignore[method-assign]
+    policy.act(Observation(START_NS, sim.render(), sim.joint_positions(), ()))
+    assert len(asked) == 1
+    sim.close()
 
 
 @pytest.mark.parametrize("goal", ["state", "image"])

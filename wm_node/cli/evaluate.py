@@ -64,9 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--goal",
-        choices=["state", "image"],
+        choices=["state", "image", "clip"],
         default="state",
-        help="give the target as numbers or as a picture of the goal",
+        help="give the target as numbers, as a picture of the goal, or as a clip of the scripted "
+        "reference that does the same task",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation; not used to train")
     parser.add_argument("--workers", type=int, default=2, help="parallel processes")

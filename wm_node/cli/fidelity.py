@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wm_node.cli.progress import counted_progress, table_console
+from wm_node.errors import WmError
 from wm_node.json_file import write_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def run_fidelity(args: argparse.Namespace, plan: PlanSettings) -> int:
     """Run ``wm evaluate --bundle B --fidelity`` and print the table."""
     from wm_node.training.fidelity import Settings, evaluate_fidelity
 
+    if args.goal == "clip":
+        raise WmError("--fidelity compares futures by one goal: use --goal state or image.")
     console = Console(stderr=True)
     with counted_progress(console, "comparing with the simulator") as advance:
         result = evaluate_fidelity(

@@ -20,6 +20,7 @@ from wm_node.errors import WmError
 from wm_node.nodes.foresight import Cycle, Foresight, Observation, Tick, take
 from wm_node.nodes.inference import Samples
 from wm_node.planning.context import NotReady
+from wm_node.planning.demonstration import Guide, guide_to
 from wm_node.planning.doubt import SURPRISE_CYCLES
 from wm_node.planning.hold import HoldLimits, holds, present_values
 from wm_node.planning.objective import Goal, Objective, Weights
@@ -49,7 +50,8 @@ class Decision:
         cost: of the plan; NaN without one.
         goal: that the plan is for.
         speed: share of its speed at which an external command is followed.
-        way_point: (2,) that the plan leads to where the goal itself is not in view.
+        way_point: (2,) that the plan leads to where the goal itself is not in view, or on the way
+            that a demonstration shows.
     """
 
     tick: Tick
@@ -186,6 +188,7 @@ class Limits:
 @dataclass
 class _GoalState:
     goal: Goal | None = None
+    guide: Guide | None = None
     reached: bool = False
 
 
@@ -264,7 +267,7 @@ class ControlCycle:
                     f"a goal of {goal.state.size} values is refused; the profile "
                     f"'{self.profile.name}' takes {len(names)} finite ones: {', '.join(names)}."
                 )
-        self._goal = _GoalState(goal)
+        self._goal = _GoalState(goal, guide_to(goal))
 
     def cost(self, outcomes: Outcomes, actions: Floats) -> Doubles | None:
         """Cost (N,) of outcomes for the present goal; None without one."""
@@ -326,7 +329,8 @@ class ControlCycle:
             return self._going_on(observation, context, Reason.GOAL_REACHED, state.goal)
         start = time.perf_counter()
         self.planner.resize(self.search)
-        goal = next_goal(self._ways if self.use_ways else None, state.goal, now)
+        aim = state.goal if state.guide is None or now is None else state.guide.next(now)
+        goal = next_goal(self._ways if self.use_ways else None, aim, now)
         plan = self._plan(context, goal)
         plan_ms = 1e3 * (time.perf_counter() - start)
         self.plan_ms.add(plan_ms)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,7 +214,26 @@ class Foresight:
         ``done`` gets the goal, or None when the picture is refused, in the thread; it is not called
         when a newer picture comes first.
         """
-        self.worker.put(self._goals, (message, done))
+        camera = self.profile.cameras[0]
+        self.worker.put(
+            self._goals,
+            (
+                lambda: self.model.picture_goal({camera.name: model_frame(message, camera)}),
+                "picture",
+                done,
+            ),
+        )
+
+    def submit_clip(
+        self, clip: Sequence[NDArray[np.uint8]], done: Callable[[Goal | None], None]
+    ) -> None:
+        """Encode a demonstration, frames (h, w, 3) of the first camera; ``done`` as for a picture.
+
+        It takes the thread some milliseconds a frame, in which no cycle runs.
+        """
+        camera = self.profile.cameras[0].name
+        frames = [{camera: frame} for frame in clip]
+        self.worker.put(self._goals, (lambda: self.model.clip_goal(frames), "clip", done))
 
     def submit_candidates(self, stamp_ns: int, actions: Floats) -> None:
         """Roll out candidates (N, T, A) of another planner from the state at a stamp.
@@ -325,15 +344,16 @@ class Foresight:
         if self.cycle is not None:
             self.cycle.failed(tick, error)
 
-    def _encode_goal(self, item: tuple[Any, Callable[[Goal | None], None]]) -> None:
-        message, done = item
-        camera = self.profile.cameras[0]
+    def _encode_goal(
+        self, item: tuple[Callable[[], Goal], str, Callable[[Goal | None], None]]
+    ) -> None:
+        read, kind, done = item
         goal: Goal | None = None
         try:
-            goal = _finite(self.model.picture_goal({camera.name: model_frame(message, camera)}))
+            goal = _finite(read())
         except WmError as error:
-            self._listeners.refused(f"the goal picture is refused: {error}", "")
-        finally:  # an engine that fails refuses the picture too
+            self._listeners.refused(f"the goal {kind} is refused: {error}", "")
+        finally:  # an engine that fails refuses it too
             done(goal)
 
     def _roll_out(self, request: CandidateRequest) -> None:
@@ -410,7 +430,7 @@ class Foresight:
 
 
 def _finite(goal: Goal) -> Goal:
-    for values in (goal.latent, goal.state):
+    for values in (goal.latent, goal.state, goal.via):
         if values is not None and not np.isfinite(values).all():
             raise WmError("the model reads NaN or infinity from it.")
     return goal

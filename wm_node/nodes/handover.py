@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,14 +23,19 @@ class Outbox:
         self._node = node
         self._items: deque[Callable[[], None]] = deque(maxlen=capacity)
         self._guard = node.create_guard_condition(self._drain)
+        self._open, self._lock = True, threading.Lock()
 
     def post(self, call: Callable[[], None]) -> None:
-        """Have ``call()`` run by the executor."""
-        self._items.append(call)
-        self._guard.trigger()
+        """Have ``call()`` run by the executor; no-op once closed."""
+        with self._lock:
+            if self._open:
+                self._items.append(call)
+                self._guard.trigger()
 
     def close(self) -> None:
         """Forget what waits and release the guard condition."""
+        with self._lock:
+            self._open = False
         self._items.clear()
         self._node.destroy_guard_condition(self._guard)
 

@@ -14,9 +14,12 @@ it goes on for ``external_hold_s`` and the robot brakes then, and hands it to th
 verdict, slower where only that is safe (:mod:`wm_node.planning.supervision`). The source changes at
 rest only.
 
-Goals: the parameter ``goal_state`` (labelled values; empty: no goal) or a picture on ``goal_image``
-(an empty one, 0 x 0: no goal; one that cannot be used: no goal either); the newest counts. Without
-a goal, and at it, the robot holds.
+Goals: the parameter ``goal_state`` (labelled values; empty: no goal), a picture on ``goal_image``
+(an empty one, 0 x 0: no goal; one that cannot be used: no goal either), or the parameter
+``goal_clip``, a recorded bag whose camera shows somebody do the task (empty: no goal; one that
+cannot be used: no goal either): then the object is pushed along the places where the clip shows it,
+to where it stands at the end (:mod:`wm_node.planning.demonstration`). The newest counts. Without a
+goal, and at it, the robot holds.
 
 Publishes ``~/command``, ``~/verdict`` (with ``plan_ms``, ``frame_to_command_ms`` and ``late`` of
 the cycle), ``~/heartbeat``; ``~/plan`` (Path of the tool, or JointTrajectory for joint actions) and
@@ -26,6 +29,7 @@ the cycle), ``~/heartbeat``; ``~/plan`` (Path of the tool, or JointTrajectory fo
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -45,6 +49,7 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from wm_node.data.clip import read_clip
 from wm_node.errors import WmError
 from wm_node.nodes.common import (
     COMMAND_QOS,
@@ -217,7 +222,12 @@ class MpcPlannerNode(ManagedNode):
         goal = self.declare_vector(
             "goal_state", [], f"goal values of {_goal_names(profile)}; empty: no goal, hold"
         )
-        self._set_goal_state(goal)
+        clip = self.declare("goal_clip", "", "bag whose camera shows the task done; empty: no goal")
+        # Being declared counts as being set: what was declared last must not cancel the other.
+        if clip and not goal.size:
+            self._set_goal_clip(clip)
+        else:
+            self._set_goal_state(goal)
         self._world.on_tick = self._on_tick
         self._parts.append(self._let_go)
 
@@ -401,6 +411,8 @@ class MpcPlannerNode(ManagedNode):
         self._surprises = deque(self._surprises, maxlen=value("surprise_cycles"))
         if any(parameter.name == "goal_state" for parameter in parameters):
             self._set_goal_state(self.vector("goal_state"))
+        if any(parameter.name == "goal_clip" for parameter in parameters):
+            self._set_goal_clip(value("goal_clip"))
         self._select(value("source") == "external")
 
     def _rests(self, source: str) -> bool:
@@ -435,6 +447,32 @@ class MpcPlannerNode(ManagedNode):
         self._counts["goals"] += goal is not None
         if goal is None:
             self._cycle_reason, self._detail = Reason.NO_GOAL, ""
+
+    def _set_goal_clip(self, path: str) -> None:
+        """Have a demonstration read, in a thread of its own, and then encoded."""
+        if not path:
+            self._set_goal(None)
+            return
+        self._choice += 1
+        choice, profile, outbox = self._choice, self._profile, self._outbox
+
+        def read() -> None:
+            try:
+                pictures, problem = read_clip(path, profile), ""
+            except WmError as error:
+                pictures, problem = [], str(error)
+            outbox.post(partial(self._watch(self._on_clip), choice, pictures, problem))
+
+        threading.Thread(target=read, name="goal clip", daemon=True).start()
+
+    def _on_clip(self, choice: int, pictures: list[NDArray[np.uint8]], problem: str) -> None:
+        """A demonstration has been read, or cannot be."""
+        if problem:
+            self.get_logger().error(f"the goal clip is refused: {problem}")
+            self._on_picture(choice, None)
+        elif choice == self._choice and self._foresight is not None:
+            take, outbox = self._watch(partial(self._on_picture, choice)), self._outbox
+            self._foresight.submit_clip(pictures, lambda goal: outbox.post(partial(take, goal)))
 
     def _on_goal_image(self, message: Image) -> None:
         if self._foresight is None or self._cycle is None:

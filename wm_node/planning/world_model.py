@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Goal:
     """(G,) values of the labels in ``profile.objective.goal``."""
     latent: Floats | None = None
     """(latent,) of a goal picture."""
+    via: Floats | None = None
+    """(M, G) values that lead to ``state``, in their order, of a demonstration; None: any way."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,23 @@ class WorldModel:
         known = state.size > 0 and bool(wanted)
         chosen = state[[names.index(name) for name in wanted]] if known else None
         return Goal(state=chosen, latent=latent)
+
+    def clip_goal(self, clip: Sequence[Frames]) -> Goal:
+        """Return the goal of a demonstration: its last picture's, and the places on the way there.
+
+        Args:
+            clip: frames of each instant, in order of time; at least one.
+
+        Raises:
+            WmError: the model does not read from pictures where the object is.
+        """
+        goals = [self.picture_goal(frames) for frames in clip]
+        places = [goal.state for goal in goals if goal.state is not None and goal.state.size == 2]
+        if not places:
+            raise WmError(
+                "a goal by a clip needs a model that reads two values of an object's place."
+            )
+        return replace(goals[-1], via=np.stack(places[:-1] or places))
 
     def propose_for(self, context: Context, goal: Goal) -> tuple[Floats, Floats] | None:
         """Return the proposal's mean and deviation (T, A) for a goal, None without a goal."""

@@ -20,15 +20,16 @@ LEVELS: dict[str, Level] = dict(
 
 
 def bundle_for(level: str, goal: str) -> Path:
-    """Return the shipped bundle that a level is played with, for goals by ``state`` or ``image``.
+    """Return the shipped bundle that a level is played with, for a goal by ``state`` or pictures.
 
     Raises:
         WmError: there is no such level.
     """
     found = find_level(level)
-    if found.adds or (goal == "image" and found is not BASIC):
+    pictured = goal != "state"
+    if found.adds or (pictured and found is not BASIC):
         return resource(HAZARDS_BUNDLE)
-    return resource(LABEL_FREE_BUNDLE if goal == "image" else BUNDLE)
+    return resource(LABEL_FREE_BUNDLE if pictured else BUNDLE)
 
 
 def find_level(name: str) -> Level:

@@ -155,6 +155,35 @@ def run_episode(
     return score
 
 
+def demonstration(task: Task, sim: TabletopSim) -> list[NDArray[np.uint8]]:
+    """Let the scripted reference do a task, and return what the camera saw of it.
+
+    It may come to rest anywhere within the tolerance, so the last picture is that of the goal, as
+    for goals by picture.
+
+    Args:
+        task: at whose beginning the simulator is; afterwards it is there again.
+        sim: with a camera.
+
+    Returns:
+        Frames (H, W, 3) of the camera's size, every second tick of 0.1 s, and the goal's.
+    """
+    before = sim.save()
+    policy = reference_policy("scripted")()
+    policy.reset(task, sim)
+    keeper, loop = ScoreKeeper(task), ClosedLoop(sim, DEFAULT_LATENCY_S)
+    frames = []
+    while not keeper.done:
+        if keeper.ticks % 2 == 0:
+            frames.append(sim.render())
+        loop.command(np.asarray(policy.act(loop.observe(False)), dtype=np.float64))
+        fell, zone, broken = _advance_tick(sim, loop)
+        x, y, _, _ = sim.mug_pose()
+        keeper.update((x, y), fell, zone, broken)
+    sim.restore(before)
+    return [*frames, sim.render_goal(task.goal)]
+
+
 def _advance_tick(
     sim: TabletopSim, loop: ClosedLoop | GatedLoop, step_s: float = 0.01
 ) -> tuple[bool, bool, str]:

@@ -16,6 +16,7 @@ from wm_node.data.resample import to_ns
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
 from wm_node.planning.context import NotReady, ObservationBuffer
+from wm_node.planning.demonstration import Guide, guide_to
 from wm_node.planning.doubt import (
     SURPRISE_CYCLES,
     densities_of,
@@ -27,15 +28,19 @@ from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, Plan, PlannerConfig, brake_actions
 from wm_node.planning.supervision import worst_risk
 from wm_node.planning.ways import next_goal, ways_of
-from wm_node.planning.world_model import Context, Floats, WorldModel
+from wm_node.planning.world_model import Context, Floats, Frames, WorldModel
 from wm_node.profile import RobotProfile
 from wm_node.safety.gate import event_over_threshold
 from wm_node.safety.reasons import Reason
 from wm_node.sim.gated import Told
 from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.oracle import SimulatorModel
+from wm_node.sim.suite import demonstration
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import Task
+
+GOALS = ("state", "image", "clip")
+"""How a target may be given: numbers, a picture, or pictures of somebody who does the task."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class MpcPolicy:
         settings: PlanSettings | None = None,
         threads: int = 1,
     ) -> None:
-        if goal not in ("state", "image"):
-            raise WmError(f"unknown kind of goal '{goal}'; use state or image.")
+        if goal not in GOALS:
+            raise WmError(f"unknown kind of goal '{goal}'; use {', '.join(GOALS)}.")
         self._settings = settings or PlanSettings()
         loaded = load_bundle(bundle)
         self.model = WorldModel(loaded, load_engine(loaded, backend, threads))
@@ -88,6 +93,7 @@ class MpcPolicy:
         self._weights = replace(Weights.of(self._profile), **self._settings.weights)
         self._kind = goal
         self._goal = Goal()
+        self._guide: Guide | None = None
         self._fresh = True
         self._held = False
         self._commands = 0
@@ -112,9 +118,11 @@ class MpcPolicy:
         self._held = False
         if self._kind == "state":
             self._goal = Goal(state=np.asarray(task.goal, dtype=np.float32))
+        elif self._kind == "image":
+            self._goal = self.model.picture_goal(self._seen(sim.render_goal(task.goal)))
         else:
-            picture = sim.render_goal(task.goal)
-            self._goal = self.model.picture_goal({self._camera: self._resized(picture)})
+            self._goal = self.model.clip_goal([self._seen(f) for f in demonstration(task, sim)])
+        self._guide = guide_to(self._goal)
 
     @property
     def goal(self) -> Goal:
@@ -123,7 +131,10 @@ class MpcPolicy:
 
     def encode(self, frame: NDArray[np.uint8]) -> Floats:
         """Return the latent (latent,) of a frame (H, W, 3) of the camera's own size."""
-        return self.model.encode({self._camera: self._resized(frame)})
+        return self.model.encode(self._seen(frame))
+
+    def _seen(self, frame: NDArray[np.uint8]) -> Frames:
+        return {self._camera: self._resized(frame)}
 
     @property
     def _camera(self) -> str:
@@ -180,6 +191,8 @@ class MpcPolicy:
             self._held = holds(self.model, objective, goal, context, now, settings.hold, held)
             if self._held:
                 return self._brake(Reason.GOAL_REACHED, committed)
+        if self._guide is not None and now is not None:
+            goal = self._guide.next(now)
         goal = next_goal(self._ways, goal, now)
         plan = self._planner.plan(
             self.model,
