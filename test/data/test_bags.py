@@ -96,6 +96,15 @@ def test_bags_are_found_in_any_form_with_unique_names(tmp_path: Path, record: Re
         find_bags([tmp_path / "empty"])
 
 
+def test_what_cannot_be_looked_into_is_told(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(WmError, match="holds no rosbag2 bag"):
+            find_bags([path])
+    with pytest.raises(WmError, match=r"cannot look for bags at .* too long"):
+        find_bags(["a" * 5000])
+
+
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_messages_come_in_order_whatever_the_storage(
     tmp_path: Path, record: Record, storage: str

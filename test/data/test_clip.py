@@ -47,8 +47,12 @@ def test_pictures_are_evenly_spaced_and_the_last_is_among_them(tmp_path: Path, j
 
 
 def test_what_is_no_demonstration_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WmError, match="nothing"):
-        clip.read_clip(tmp_path / "nothing", PROFILE)
+    for name in ("nothing", "", "\0", "a" * 5000, "~nobody_of_that_name"):
+        with pytest.raises(WmError, match="there is no bag at"):
+            clip.read_clip(str(tmp_path / name) if name == "nothing" else name, PROFILE)
+    for name in ("/", "/dev/null"):  # nothing is searched for
+        with pytest.raises(WmError, match="bag"):
+            clip.read_clip(name, PROFILE)
     blind = tmp_path / "blind"
     with BagWriter(blind) as bag:
         bag.add_topic("/events/fell", "std_msgs/msg/Bool")

@@ -54,13 +54,16 @@ def find_bags(paths: Sequence[str | Path]) -> list[BagSource]:
         Sources with unique names: the bag's own name, with folders before it where needed.
 
     Raises:
-        WmError: a path does not exist, or holds no bag.
+        WmError: a path does not exist, cannot be looked into, or holds no bag.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise WmError(f"there is no bag at {path}.")
-        here = _bags_under(path)
+        try:
+            if not path.exists():
+                raise WmError(f"there is no bag at {path}.")
+            here = _bags_under(path)
+        except OSError as error:
+            raise WmError(f"cannot look for bags at {path}: {error.strerror}.") from error
         if not here:
             raise WmError(
                 f"{path} holds no rosbag2 bag: no metadata.yaml, .mcap or .db3 was found in it."
@@ -75,6 +78,8 @@ def _bags_under(path: Path) -> list[Path]:
         return [path] if path.suffix in SUFFIXES else []
     if (path / "metadata.yaml").is_file():
         return [path]
+    if not path.is_dir():  # a link to nowhere, a device
+        return []
     # Without metadata.yaml (the recorder was killed) each file is a bag of its own.
     return [bag for child in sorted(path.iterdir()) for bag in _bags_under(child)]
 

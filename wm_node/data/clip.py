@@ -22,23 +22,27 @@ def read_clip(path: str | Path, profile: RobotProfile) -> list[NDArray[np.uint8]
     """Read the frames of the robot's first camera.
 
     Args:
-        path: folder of the bag.
+        path: folder of the bag, or its file; nothing is searched for below it.
         profile: names the camera, and the size (h, w) that its model sees.
 
     Returns:
         Frames (h, w, 3), RGB, at least ``SPACING_S`` apart, the last one always.
 
     Raises:
-        WmError: no such bag, several, a damaged one, no frames in it, or too many.
+        WmError: no such bag, a damaged one, no frames in it, or too many.
     """
-    sources = find_bags([Path(path).expanduser()])
-    if len(sources) > 1:
-        raise WmError(f"{path} holds {len(sources)} bags; name one of them.")
     try:
-        with Bag(sources[0]) as bag:
+        folder = Path(path).expanduser()
+        if not ((folder / "metadata.yaml").is_file() or folder.is_file()):
+            raise WmError(f"there is no bag at {path}.")
+    except (OSError, RuntimeError) as error:  # of names that no file can have, of no user
+        raise WmError(f"there is no bag at {str(path)[:200]}: {error}.") from error
+    (source,) = find_bags([folder])
+    try:
+        with Bag(source) as bag:
             return _read(bag, profile)
     except BagError as error:
-        raise WmError(f"the bag {sources[0].path}: {error}.") from error
+        raise WmError(f"the bag {source.path}: {error}.") from error
 
 
 def _read(bag: Bag, profile: RobotProfile) -> list[NDArray[np.uint8]]:

@@ -32,7 +32,7 @@ class Reason(Enum):
 
     # The planner says so in its heartbeat: it holds or brakes.
     PLANNER_INACTIVE = ("the planner is not active", "activate the planner")
-    NO_GOAL = ("the planner has no goal", "set goal_state or publish a goal image")
+    NO_GOAL = ("the planner has no goal", "set goal_state or goal_clip, or publish a goal image")
     GOAL_REACHED = ("the goal is reached", "nothing to do, or set the next goal")
     SHADOW = ("the planner runs in shadow mode", "set its parameter 'shadow' to false")
     FRAMES_STALE = ("no fresh camera frame", "check the camera and its topic")
