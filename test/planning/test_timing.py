@@ -56,9 +56,11 @@ def test_it_draws_how_times_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(timing, name, sizes)
     config = ModelConfig(latent=32, width=32, transition_blocks=1, transition_hidden=64)
     searches = {"plan_fast": PRESETS["plan_fast"]}
-    bundle = untrained_bundle(
-        load_profile("tabletop"), tmp_path / "small", config=config, searches=searches
+    profile = load_profile("tabletop")
+    short = profile.model_copy(
+        update={"model": profile.model.model_copy(update={"horizon_steps": 4})}
     )
+    bundle = untrained_bundle(short, tmp_path / "small", config=config, searches=searches)
     file, folder = tmp_path / "figures.json", tmp_path / "growth"
     words = ["benchmark", "--bundle", str(bundle.path), "--preset", "fast", "--plans", "1"]
     assert main([*words, "--growth", str(folder), "--json", str(file)]) == 0

@@ -146,9 +146,7 @@ def run_episode(
             loop.command(command, cast(GatedPolicy, policy).told)
         else:
             loop.command(command)
-        fell, zone, broken = _advance_tick(sim, loop)
-        x, y, _, _ = sim.mug_pose()
-        keeper.update((x, y), fell, zone, broken)
+        _tick(sim, loop, keeper)
     score = keeper.score(act_ms)
     if isinstance(loop, GatedLoop):
         score = replace(score, stops=tuple(sorted(loop.stops.items())))
@@ -177,23 +175,21 @@ def demonstration(task: Task, sim: TabletopSim) -> list[NDArray[np.uint8]]:
         if keeper.ticks % 2 == 0:
             frames.append(sim.render())
         loop.command(np.asarray(policy.act(loop.observe(False)), dtype=np.float64))
-        fell, zone, broken = _advance_tick(sim, loop)
-        x, y, _, _ = sim.mug_pose()
-        keeper.update((x, y), fell, zone, broken)
+        _tick(sim, loop, keeper)
     sim.restore(before)
     return [*frames, sim.render_goal(task.goal)]
 
 
-def _advance_tick(
-    sim: TabletopSim, loop: ClosedLoop | GatedLoop, step_s: float = 0.01
-) -> tuple[bool, bool, str]:
-    fell, zone, broken = False, False, ""
+def _tick(sim: TabletopSim, loop: ClosedLoop | GatedLoop, keeper: ScoreKeeper) -> None:
+    """Let a tick pass, and have it counted."""
+    fell, zone, broken, step_s = False, False, "", 0.01
     for _ in range(round(TICK_S / step_s)):
         loop.advance(step_s)
         fell |= sim.fell()
         zone |= sim.in_zone()
         broken = broken or sim.violation()
-    return fell, zone, broken
+    x, y, _, _ = sim.mug_pose()
+    keeper.update((x, y), fell, zone, broken)
 
 
 @dataclass(frozen=True)
