@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with interrupts_on_termination():
         try:
             with Bag(sources[0]) as bag:
-                matched, topics = match_topics(profile, bag_topics(bag))
+                matched, topics = match_topics(profile, bag.held)
                 out = prepare_output(args.out, "replay")
                 played, values = _drive(args, bundle, matched, bag, topics, out, console)
         except BagError as error:
@@ -87,11 +87,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, summary)
     _tell(console, summary, out)
     return 0
-
-
-def bag_topics(bag: Bag) -> dict[str, str]:
-    """Return message type by topic, of the topics that hold messages."""
-    return {name: info.msgtype for name, info in bag.topics.items() if info.count}
 
 
 def match_topics(

@@ -148,6 +148,11 @@ class Bag:
             self._reader = None
 
     @property
+    def held(self) -> dict[str, str]:
+        """Message type by topic, of the topics that hold messages."""
+        return {name: info.msgtype for name, info in self.topics.items() if info.count}
+
+    @property
     def duration_s(self) -> float:
         """Seconds from the first message of the open bag to its last."""
         return float(self._opened().duration) * 1e-9

@@ -46,8 +46,7 @@ def read_clip(path: str | Path, profile: RobotProfile) -> list[NDArray[np.uint8]
 
 
 def _read(bag: Bag, profile: RobotProfile) -> list[NDArray[np.uint8]]:
-    camera = profile.cameras[0]
-    held = {name: info.msgtype for name, info in bag.topics.items() if info.count}
+    camera, held = profile.cameras[0], bag.held
     topic = RecordedTopics(profile, held.items()).find_camera(camera)
     if topic is None:
         raise BagError(

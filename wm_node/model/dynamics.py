@@ -17,6 +17,20 @@ from torch import Tensor, nn
 from wm_node.model.config import Dims, ModelConfig
 
 
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., L, 3 W) -> query, key and value, each (..., heads, L, W / heads)."""
+    shape = (*qkv.shape[:-1], 3, heads, qkv.shape[-1] // (3 * heads))
+    query, key, value = qkv.view(shape).unbind(-3)
+    return query.transpose(-3, -2), key.transpose(-3, -2), value.transpose(-3, -2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(..., L, size), thrice -> the same shape: attention without a mask."""
+    # Plain matrix products: torch's fused attention is slow on CPUs at these short lengths.
+    weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
+    return weights @ value
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on a shared context (B, C, W) and candidates (B, N, H, W)."""
 
@@ -33,10 +47,7 @@ class Block(nn.Module):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., L, W) -> three of (..., heads, L, W / heads)."""
-        shape = (*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
-        qkv = self.qkv(self.norm_attention(x)).view(shape)
-        query, key, value = qkv.unbind(-3)
-        return query.transpose(-3, -2), key.transpose(-3, -2), value.transpose(-3, -2)
+        return split_heads(self.qkv(self.norm_attention(x)), self.heads)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.out(mixed.transpose(-3, -2).flatten(-2))
@@ -45,16 +56,13 @@ class Block(nn.Module):
 
     def remember(self, context: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the updated context (B, C, W) and its keys and values (B, heads, C, W / heads)."""
-        scale = (context.shape[-1] // self.heads) ** -0.5
         query, key, value = self._split(context)
-        weights = torch.softmax(query @ key.transpose(-1, -2) * scale, dim=-1)
-        return self._finish(context, weights @ value), (key, value)
+        return self._finish(context, attend(query, key, value)), (key, value)
 
     def follow(self, tokens: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Return the updated candidate tokens (B, N, H, W)."""
         key, value = memory
         scale = (tokens.shape[-1] // self.heads) ** -0.5
-        # Plain matrix products: torch's fused attention is slow on CPUs at these short lengths.
         own_query, own_key, own_value = self._split(tokens)
         past = own_query @ key.unsqueeze(1).transpose(-1, -2) * scale  # (B, N, heads, H, C)
         own = own_query @ own_key.transpose(-1, -2) * scale + mask  # (B, N, heads, H, H)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_node.model.config import Dims, ModelConfig
-from wm_node.model.dynamics import Memory
+from wm_node.model.dynamics import Memory, attend, split_heads
 
 
 class TransitionBlock(nn.Module):
@@ -52,13 +52,9 @@ class TokenAttention(nn.Module):
 
     def forward(self, carried: Tensor) -> Tensor:
         """(..., K, W) -> the same shape."""
-        size = carried.shape[-1] // self.heads
-        shape = (*carried.shape[:-1], 3, self.heads, size)
-        query, key, value = self.qkv(self.norm(carried)).view(shape).transpose(-4, -2).unbind(-3)
-        # Plain products, as in wm_node.model.dynamics: fused attention is slow at such lengths.
-        weights = torch.softmax(query @ key.transpose(-1, -2) * size**-0.5, dim=-1)
-        mixed: Tensor = self.out((weights @ value).transpose(-3, -2).flatten(-2))
-        return carried + mixed
+        mixed = attend(*split_heads(self.qkv(self.norm(carried)), self.heads))
+        change: Tensor = self.out(mixed.transpose(-3, -2).flatten(-2))
+        return carried + change
 
 
 class RecurrentDynamics(nn.Module):

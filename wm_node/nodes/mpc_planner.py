@@ -223,10 +223,9 @@ class MpcPlannerNode(ManagedNode):
             "goal_state", [], f"goal values of {_goal_names(profile)}; empty: no goal, hold"
         )
         clip = self.declare("goal_clip", "", "bag whose camera shows the task done; empty: no goal")
-        # Being declared counts as being set: what was declared last must not cancel the other.
-        if clip and not goal.size:
-            self._set_goal_clip(clip)
-        else:
+        # Being declared counts as being set: the clip, declared last, is being read by now, and an
+        # empty one has cancelled the values.
+        if goal.size or not clip:
             self._set_goal_state(goal)
         self._world.on_tick = self._on_tick
         self._parts.append(self._let_go)

@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from wm_node.bundle import Bundle
 from wm_node.errors import WmError
+from wm_node.planning.demonstration import Guide
 from wm_node.planning.world_model import Floats, Goal
 from wm_node.profile import RobotProfile
 
@@ -170,14 +171,19 @@ def _graph(places: PlaceMap, clear: Doubles) -> csr_array:
     return csr_array((np.concatenate([*costs, *costs]), ends), shape=(free.size, free.size))
 
 
-def next_goal(ways: Ways | None, goal: Goal, here: Floats | None) -> Goal:
+def next_goal(
+    ways: Ways | None, goal: Goal, here: Floats | None, guide: Guide | None = None
+) -> Goal:
     """Return the goal that a search is given: the true one, or the next point on the way to it.
 
     Args:
         ways: on the map of the goal's labels; None where there is none, or it is not to be used.
         goal: the true one.
         here: (2,) where the object is now; None where nothing reads it.
+        guide: along the demonstration that the goal came with, if it did.
     """
+    if guide is not None and here is not None:
+        goal = guide.next(here)
     if ways is None or goal.state is None or here is None or not np.isfinite(here).all():
         return goal
     x, y = np.asarray(here, np.float64).tolist()

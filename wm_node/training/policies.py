@@ -191,9 +191,7 @@ class MpcPolicy:
             self._held = holds(self.model, objective, goal, context, now, settings.hold, held)
             if self._held:
                 return self._brake(Reason.GOAL_REACHED, committed)
-        if self._guide is not None and now is not None:
-            goal = self._guide.next(now)
-        goal = next_goal(self._ways, goal, now)
+        goal = next_goal(self._ways, goal, now, self._guide)
         plan = self._planner.plan(
             self.model,
             context,
