@@ -169,6 +169,25 @@ def test_a_level_plays_in_its_scene_and_tells_what_is_hit(tmp_path):
     assert collect(out, *words, "--level", "basic") == 1  # another scene, the same folder
 
 
+def test_scattered_scenes_are_labelled_each_by_itself(tmp_path):
+    out = tmp_path / "bags"
+    words = ["--level", "scattered", "--robot", "tabletop_hazards", "--camera-rate", "10"]
+    assert collect(out, *words, "--episodes", "1") == 0
+    profile = load_profile("tabletop_hazards")
+    ingest([out], profile, tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    sim = TabletopSim((320, 240), level=find_level("scattered"))
+    streams = record_episode(sim, SEED, Mix({"aimed": 1.0}), 10)
+    labels = dict(zip(profile.label_names, dataset.labels.T, strict=True))
+    at = np.searchsorted(streams.stamps, dataset.stamps)
+    np.testing.assert_allclose(labels["mug_x"], streams.mug_position[at, 0], atol=1e-6)
+    for name, places in streams.others.items():
+        np.testing.assert_allclose(labels[f"{name}_x"], places[at, 0], atol=1e-6)
+        assert 0 < np.isnan(labels[f"{name}_x"]).sum() < len(at)
+    for frame, wanted in zip(dataset.frames("front"), streams.frames, strict=True):
+        np.testing.assert_array_equal(frame, resize_area(wanted, 64, 64))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -199,6 +199,18 @@ def test_labels_and_events_may_be_absent(
     assert summary["labels"] == {"mug_x": 0, "mug_y": 0, "tip_x": 31, "tip_y": 31}
 
 
+def test_a_label_that_falls_silent_is_unknown(
+    tmp_path: Path, tabletop: RobotProfile, record: Record
+) -> None:
+    """At 100 Hz, a tenth of a second without a place means that there is no such thing."""
+    recording = record(3.0)
+    silent = range(START + 950 * MS, START + 1095 * MS)
+    recording.keep(lambda t, topic: topic != "/sim_robot/mug_pose" or t not in silent)
+    data, _ = run(recording.save(tmp_path / "bag"), tabletop, tmp_path / "data")
+    assert np.flatnonzero(np.isnan(data.labels[:, 0])).tolist() == [10]
+    assert np.isfinite(data.labels[:, 2]).all()
+
+
 def test_messages_without_header_follow_the_header_clock(
     tmp_path: Path, tabletop: RobotProfile, record: Record
 ) -> None:

@@ -13,13 +13,26 @@ import pytest
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import driver_at, tip_for_joints, tips_for_joints
+from wm_node.sim.episode import record_episode
 from wm_node.sim.events import EVENTS
-from wm_node.sim.level import standing
+from wm_node.sim.level import OTHERS, standing
+from wm_node.sim.level_clutter import SECOND_QPOS
 from wm_node.sim.level_edge import behind_zone, near_edge
 from wm_node.sim.level_hand import Reach
-from wm_node.sim.levels import LEVELS, find_level
+from wm_node.sim.level_scattered import AWAY
+from wm_node.sim.levels import LEVELS, find_level, find_played_level
+from wm_node.sim.mix import DEFAULT_MIX
 from wm_node.sim.oracle import SimulatorModel
-from wm_node.sim.scene import FLOOR_COLOUR, MUG_MASS, TABLE_BOUNDS, TABLE_COLOUR, ZONE_BOUNDS
+from wm_node.sim.scene import (
+    FLOOR_COLOUR,
+    MUG_MASS,
+    MUG_RADIUS,
+    TABLE_BOUNDS,
+    TABLE_COLOUR,
+    TIP_RADIUS,
+    ZONE_BOUNDS,
+)
+from wm_node.sim.seeds import scene_seed
 from wm_node.sim.suite import reference_policy, run_episode, run_suite
 from wm_node.sim.tabletop import State, TabletopSim
 from wm_node.sim.task import path_is_free, task_for_seed
@@ -326,9 +339,9 @@ def test_shift_moves_the_camera_by_two_centimetres_and_two_degrees(sims):
     assert 2 * math.acos(abs(float(turn @ new_turn))) == pytest.approx(math.radians(2.0), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["varied", "restless"])
+@pytest.mark.parametrize("name", ["varied", "restless", "scattered"])
 def test_what_shift_shows_is_kept_for_shift(sims, name):
-    """What trains under ``varied`` or ``restless`` has seen no look of ``shift``."""
+    """What trains under these levels has seen no look of ``shift``."""
     shift, varied = sims["shift"], sims[name]
     pictures: set[str] = set()
     for seed in range(40):
@@ -365,6 +378,56 @@ def test_varied_looks_different_every_time():
     for k in range(4):
         for other in range(k):
             assert np.abs(means[k] - means[other]).mean() > 4.0
+
+
+def test_scattered_shows_another_scene_in_every_frame_at_rest() -> None:
+    sim = TabletopSim((96, 72), level=LEVELS["scattered"])
+    streams, again = (record_episode(sim, 3, DEFAULT_MIX, 10.0) for _ in range(2))
+    sim.close()
+    np.testing.assert_array_equal(streams.frames, again.frames)
+    assert streams.behaviour == "scattered"
+    at = np.searchsorted(streams.stamps, streams.frame_stamps)
+    mugs, tips = streams.mug_position[at, :2], streams.tip[at]
+    for places in (mugs, tips):
+        assert np.linalg.norm(np.diff(places, axis=0), axis=1).mean() > 0.15
+        assert (places.std(axis=0) > 0.08).all()
+    apart = np.linalg.norm(mugs - tips, axis=1)
+    assert apart.min() > MUG_RADIUS + TIP_RADIUS
+    assert 0.3 < (apart < 0.13).mean() < 0.8, "half of the tips are near the mug"
+    # Until the next scene nothing moves, so that labels between samples are those of the frame.
+    before = np.linalg.norm(streams.mug_position[at[1:] - 1, :2] - mugs[:-1], axis=1)
+    assert np.median(before) < 0.001
+    assert not streams.hit.any()
+    assert not streams.commands.any()
+    for name, places in streams.others.items():
+        there = np.isfinite(places[at, 0])
+        assert 0.1 < there.mean() < 0.8, name
+        gaps = np.linalg.norm(places[at][there] - mugs[there], axis=1)
+        assert gaps.min() > 0.03, name
+    assert set(streams.others) == set(OTHERS)
+
+
+def test_scattered_scenes_show_what_their_labels_say(sims) -> None:
+    """A picture with the thing that is said to be there, and the same one without it, differ."""
+    sim = TabletopSim((160, 120), level=LEVELS["scattered"])
+    seen = set()
+    for seed in range(12):
+        sim.reset(scene_seed(1, seed))
+        whole, others = sim.render(), sim.others()
+        without = sim.pose()
+        if "second_mug" in others:
+            without[SECOND_QPOS : SECOND_QPOS + 3] = AWAY
+        changed = np.abs(sim.picture(without).astype(int) - whole).max(-1) > 20
+        assert changed.any() == ("second_mug" in others)
+        seen |= set(others)
+    sim.close()
+    assert seen == set(OTHERS)
+
+
+def test_scattered_cannot_be_played() -> None:
+    with pytest.raises(WmError, match="another scene in every picture"):
+        run_suite(reference_policy("still"), [1], level="scattered")
+    assert find_played_level("clutter") is find_level("clutter")
 
 
 def test_restless_looks_different_in_every_frame_and_moves_as_basic_does():

@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
                     stamps=np.arange(ticks, dtype=np.int64) * 100_000_000,
                     frames={"front": random.integers(0, 256, (ticks, 32, 32, 3), dtype=np.uint8)},
                     frame_valid=np.ones((ticks, 1), np.uint8),
-                    joints=random.normal(size=(ticks, 4)).astype(np.float32),
+                    joints=np.cumsum(random.normal(scale=0.1, size=(ticks, 4)), 0, np.float32),
                     actions=random.normal(size=(ticks, 2)).astype(np.float32),
                     labels=random.normal(size=(ticks, 4)).astype(np.float32),
                     events=events,

@@ -24,6 +24,7 @@ from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_
 from wm_node.training.loop import Recorder, run_phase
 from wm_node.training.recipe import load_recipe
 from wm_node.training.sigreg import sigreg
+from wm_node.training.stills import Stills
 
 # Nothing that a rank draws for its own frames: then both must do what one process does.
 RECIPE = replace(
@@ -55,7 +56,7 @@ def main() -> None:
         net.set_statistics(data.statistics())
         module = EncoderTraining(net)
         ranks.norm_over_ranks(module)
-        phase = encoder_phase(module, data, RECIPE, seed=0)
+        phase = encoder_phase(module, data, Stills(data), RECIPE, seed=0)
         batches = phase.batches(0)
         drawn = [next(batches) for _ in range(3)]
         module.train()
@@ -71,7 +72,7 @@ def main() -> None:
         run_phase(phase, 0, cpu, Recorder(None, lambda *_: None), weight_decay=0.0, clip=1.0)
         arrays = {
             "starts": torch.stack([batch.starts for batch in drawn]),
-            "stills": torch.stack([batch.stills for batch in drawn]),
+            "stills": torch.stack([batch.stills.ticks for batch in drawn]),
             "latents": encode_all(net, data),
             **gradients,
             **{f"net.{name}": value for name, value in net.state_dict().items()},

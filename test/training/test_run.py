@@ -19,12 +19,14 @@ from wm_node.model.world import WorldModelNet
 from wm_node.safety.familiarity import FILE as FAMILIAR
 from wm_node.safety.familiarity import load_densities
 from wm_node.training import loop
+from wm_node.training.augment import augment
 from wm_node.training.data import TrainingData, batches, is_left_out, prefetch
 from wm_node.training.dynamics_phase import Windows
-from wm_node.training.encoder_phase import EncoderTraining, augment, encode_all, encoder_phase
+from wm_node.training.encoder_phase import encode_all
 from wm_node.training.loop import Recorder
-from wm_node.training.recipe import load_recipe, recipe_from_dict
+from wm_node.training.recipe import Recipe, load_recipe, recipe_from_dict
 from wm_node.training.run import RunSettings, train
+from wm_node.training.stills import Stills
 
 RECIPE = load_recipe(Path(__file__).with_name("small.yaml"))
 SMALL = RECIPE.model
@@ -51,7 +53,7 @@ def test_a_bundle_comes_out_and_runs(dataset: Dataset, tmp_path: Path) -> None:
         train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
 
 
-@pytest.mark.parametrize("phase", ["encoder", "dynamics", "value", "decoder"])
+@pytest.mark.parametrize("phase", ["stills", "encoder", "dynamics", "value", "decoder"])
 def test_a_resumed_run_ends_as_an_unbroken_one(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
@@ -80,14 +82,47 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
 
 
 def test_stills_are_drawn_from_all_episodes_but_those_left_out(dataset: Dataset) -> None:
-    torch.manual_seed(0)
     data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
-    net = WorldModelNet(Dims.of(dataset.profile), SMALL)
-    recipe = replace(RECIPE, stills=400)
-    batch = next(encoder_phase(EncoderTraining(net), data, recipe, seed=0).batches(0))
-    assert torch.equal(batch.still_frames, data.frames(batch.stills))
-    episodes = set((batch.stills // 40).tolist())
+    drawn = Stills(data).draw(400, seed=0, step=0)
+    assert torch.equal(drawn.frames, data.frames(drawn.ticks))
+    torch.testing.assert_close(drawn.labels, data.labels[drawn.ticks], equal_nan=True)
+    episodes = set((drawn.ticks // 40).tolist())
     assert episodes == {number for number in range(22) if not is_left_out(number)}
+
+
+def test_half_of_the_stills_come_from_their_own_dataset(dataset: Dataset) -> None:
+    data, own = (TrainingData(dataset, torch.device("cpu"), 1 << 30) for _ in range(2))
+    own.labels = own.labels + 100.0
+    drawn = Stills(data, own).draw(400, seed=0, step=0)
+    total = data.joints.shape[0]
+    of_own = drawn.ticks >= total
+    assert int(of_own.sum()) == 200
+    assert torch.equal(drawn.frames, data.frames(drawn.ticks % total))
+    wanted = data.labels[drawn.ticks % total] + 100.0 * of_own.unsqueeze(1)
+    torch.testing.assert_close(drawn.labels, wanted, equal_nan=True)
+
+
+def test_stills_that_nothing_would_read_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    def refused(recipe: Recipe, stills: Dataset | None, words: str) -> None:
+        settings = RunSettings(tmp_path / "work", stills=stills)
+        with pytest.raises(WmError, match=words):
+            train(dataset, tmp_path / "bundle", recipe, settings, recorder(tmp_path / "logs"))
+
+    refused(replace(RECIPE, stills=0, stills_steps=0), dataset, "would not be used")
+    refused(replace(RECIPE, label_weight=0.0), None, "give it a 'label_weight'")
+
+
+def test_scattered_scenes_do_not_teach_motion(dataset: Dataset, tmp_path: Path) -> None:
+    scattered = Dataset.open(dataset.path)
+    joints = scattered.joints.copy()
+    joints[40:80] = np.random.default_rng(0).uniform(-1.0, 1.0, (40, 4))  # of episode e1
+    scattered.__dict__["joints"] = joints
+    settings = RunSettings(tmp_path / "work")
+    with pytest.raises(WmError, match=r"in 1 episodes of .*, such as 'e1', the joints jump"):
+        train(scattered, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
+    settings = RunSettings(tmp_path / "work", stills=scattered)
+    bundle = train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
+    assert bundle.manifest["data"]["stills"]["ticks"] == scattered.num_ticks
 
 
 def test_contexts_are_drawn_from_the_views_beside_the_latents_as_they_are(
@@ -191,7 +226,8 @@ def test_training_goes_on_from_a_bundle(dataset: Dataset, tmp_path: Path) -> Non
     first = train(
         dataset, tmp_path / "a", RECIPE, RunSettings(tmp_path / "wa"), recorder(tmp_path / "la")
     )
-    kept = replace(RECIPE, encoder_steps=0, dynamics_steps=0, value_steps=0, decoder_steps=2)
+    none = dict.fromkeys(("stills_steps", "encoder_steps", "dynamics_steps", "value_steps"), 0)
+    kept = replace(RECIPE, **none, decoder_steps=2)
     settings = RunSettings(tmp_path / "wb", start_from=first)
     second = train(dataset, tmp_path / "b", kept, settings, recorder(tmp_path / "lb"))
     before, after = load_network(first).state_dict(), load_network(second).state_dict()

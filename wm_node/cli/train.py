@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=Path, default=None, help="YAML with steps, rates and sizes that differ"
     )
     parser.add_argument(
+        "--stills",
+        type=Path,
+        default=None,
+        help="another dataset, whose frames are read one by one for their labels and teach nothing "
+        "of motion, such as one of level scattered; half of the recipe's stills come from it",
+    )
+    parser.add_argument(
         "--start-from",
         type=Path,
         default=None,
@@ -100,6 +107,7 @@ def _train(args: argparse.Namespace, device: str) -> int:
         int(args.memory_gb * 2**30),
         planning_score=score,
         start_from=load_bundle(args.start_from) if args.start_from else None,
+        stills=Dataset.open(args.stills) if args.stills else None,
     )
     begun = time.monotonic()
     console = Console(stderr=True)

@@ -38,7 +38,8 @@ from wm_node.profile import RobotProfile
 
 BLOCK_TICKS = 2048
 JOINT_GAP_PERIODS = 3
-LABEL_GAP_TICKS = 3
+LABEL_GAP_PERIODS = 5
+LABEL_GAP_TICKS = 3  # at most, of slow labels; half a tick at least, of fast ones
 CAUSES = ("frame", "joints", "action", "damaged frame")
 _VALID = 0  # codes of a tick: valid, or 1 + index into CAUSES
 
@@ -282,8 +283,15 @@ class _Ingest:
         labels = np.full((ticks.size, len(self.profile.labels)), np.nan)
         for group in self.streams.labels:
             stamps, values = group.series.between(int(ticks[0]), int(ticks[-1]))
+            period = int(np.median(np.diff(stamps))) if stamps.size > 1 else self.tick_ns
+            # A label that falls silent is unknown: what it tells of may have left the table.
+            gap = max(LABEL_GAP_PERIODS * period, self.tick_ns // 2)
             part, _ = interpolate(
-                stamps, values, ticks, LABEL_GAP_TICKS * self.tick_ns, edge_ns=self.tick_ns
+                stamps,
+                values,
+                ticks,
+                min(gap, LABEL_GAP_TICKS * self.tick_ns),
+                edge_ns=min(9 * period // 10, self.tick_ns),
             )
             labels[:, list(group.columns)] = part
         return labels

@@ -46,7 +46,7 @@ from wm_node.nodes.frame_thread import FrameThread, Picture
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.events import EVENTS
 from wm_node.sim.level_names import LEVELS_TEXT
-from wm_node.sim.levels import find_level
+from wm_node.sim.levels import find_played_level
 from wm_node.sim.scene import TIP_HEIGHT
 from wm_node.sim.tabletop import COMMAND_TIMEOUT_S, DRIVER_STEP_S, JOINT_NAMES, TabletopSim
 from wm_node.sim.task import Task, task_for_seed
@@ -134,7 +134,7 @@ class SimRobot(ManagedNode):
         self._sim = TabletopSim(
             size,
             render=False,  # the frame thread does
-            level=find_level(str(self._value("level"))),
+            level=find_played_level(str(self._value("level"))),
         )
         self._refused: Counter[str] = Counter()
         self._commands = 0

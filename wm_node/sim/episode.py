@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wm_node.sim.behaviours import Behaviour, Still
 from wm_node.sim.mix import MakeBehaviour, Mix, make_behaviour
+from wm_node.sim.seeds import scene_seed
 from wm_node.sim.tabletop import DRIVER_STEP_S, TabletopSim
 
 NS = 1_000_000_000
@@ -59,18 +61,21 @@ def record_episode(
 ) -> Streams:
     """Run the episode ``seed`` with a behaviour drawn from ``mix``; the seed decides everything.
 
+    On a scattered level nothing moves, and every frame shows another scene.
+
     Args:
         sim: the simulator; it is reset.
         seed: of the episode.
-        mix: shares of behaviours.
+        mix: shares of behaviours; a scattered level has none.
         camera_rate_hz: frames a second, a divisor of 100; None renders nothing.
         duration_s: length in simulated time.
         make: builds the behaviour that was drawn.
     """
     rng = np.random.default_rng([seed, 0xB0B])
     sim.reset(seed)
-    name = mix.draw(rng)
-    behaviour = make(name)
+    scattered = sim.level.scattered
+    name = sim.level.name if scattered else mix.draw(rng)
+    behaviour: Behaviour = Still() if scattered else make(name)
     behaviour.reset(sim, rng)
     # Commands need not fall on the frames: the closed loop's do not either.
     phase = int(rng.integers(0, COMMAND_STEPS))
@@ -88,13 +93,16 @@ def record_episode(
     frame_steps: list[int] = []
     frames: list[NDArray[np.uint8]] = []
     for step in range(steps):
+        has_frame = bool(frame_every) and step % frame_every == 0
+        if scattered and has_frame:
+            sim.reset(scene_seed(seed, step))
         joints[step], velocities[step] = sim.joint_positions(), sim.joint_velocities()
         position[step], orientation[step] = sim.mug_pose()[:3], sim.mug_orientation()
         tip[step], hit[step] = sim.tip(), sim.hit()
         fell[step], zone[step] = sim.fell(), sim.in_zone()
         for other, place in sim.others().items():
             others[other][step] = place
-        if frame_every and step % frame_every == 0:
+        if has_frame:
             frame_steps.append(step)
             frames.append(sim.render())
         if step % COMMAND_STEPS == phase:

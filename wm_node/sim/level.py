@@ -106,8 +106,9 @@ class Level:
     """A level. ``arrange`` may change the model of an episode; it sets anew all that it sets once.
 
     ``hazards`` says that a straight push may break a rule, so that a reference must look out;
-    ``adds`` names those of :data:`OTHERS` that stand in its scene; ``ticks`` is how long its
-    task may take.
+    ``adds`` names those of :data:`OTHERS` that may stand in its scene; ``ticks`` is how long its
+    task may take. ``scattered`` says that every picture of an episode shows another scene: there is
+    nothing to play, only places to learn to read.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Level:
     hazards: bool = False
     adds: tuple[str, ...] = ()
     ticks: int = EPISODE_TICKS
+    scattered: bool = False
 
 
 BASIC = Level("basic")

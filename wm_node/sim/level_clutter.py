@@ -110,15 +110,24 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
             break
     else:
         raise WmError("no clutter fits round the mug; this is a fault of the level's measures.")
+    place_block(model, (block.x, block.y), rng)
+    paint_second_mug(model, rng)
+    return setup
+
+
+def place_block(model: mujoco.MjModel, place: Point, rng: np.random.Generator) -> None:
+    """Put the block at a place on the table, turned by any angle."""
     body = model.body("block").id
     yaw = rng.uniform(-pi, pi)
-    model.body_pos[body, :2] = block.x, block.y
+    model.body_pos[body, :2] = place
     model.body_quat[body] = cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)
-    # Dark with a light band, unlike any mug that is to be pushed: no doubt which one is meant.
+
+
+def paint_second_mug(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """Paint the second mug: dark with a light band, so that no mug to be pushed is like it."""
     dark = rng.uniform(0.10, 0.28, 3)
     for part in _PAINTED:
         model.geom_rgba[model.geom(f"second_mug_{part}").id, :3] = dark
-    return setup
 
 
 def _setup(start: Start, mug: Disc, block: Disc, yaw: float) -> Setup:

@@ -119,7 +119,8 @@ def _bodies() -> str:
 """
 
 
-def _draw_reach(rng: np.random.Generator) -> Reach:
+def draw_reach(rng: np.random.Generator) -> Reach:
+    """Draw a way of the hand onto the table and off it again."""
     table = TABLE_BOUNDS
     side = int(rng.integers(3))
     begin, in_s, out_s = rng.uniform(0.1, 1.2), rng.uniform(0.9, 1.3), rng.uniform(0.9, 1.3)
@@ -149,7 +150,7 @@ def _is_clear_of(start: Start, reach: Reach) -> bool:
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
     for _ in range(10_000):
-        reach = _draw_reach(rng)
+        reach = draw_reach(rng)
         if _is_clear_of(start, reach):
             return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
     raise WmError("no reach keeps clear of the mug; this is a fault of the level's measures.")

@@ -2,5 +2,14 @@
 
 from __future__ import annotations
 
-LEVEL_NAMES = ("basic", "edge", "clutter", "moving_hand", "shift", "varied", "restless")
+LEVEL_NAMES = (
+    "basic",
+    "edge",
+    "clutter",
+    "moving_hand",
+    "shift",
+    "varied",
+    "restless",
+    "scattered",
+)
 LEVELS_TEXT = f"{', '.join(LEVEL_NAMES[:-1])} or {LEVEL_NAMES[-1]}"

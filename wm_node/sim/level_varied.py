@@ -163,7 +163,16 @@ def _place_things(model: mujoco.MjModel, rng: np.random.Generator, of_each: int)
 # ---- an episode ----------------------------------------------------------------------------
 
 
-def _looks(model: mujoco.MjModel, of_each: int) -> Callable[[np.random.Generator], None]:
+def usual(model: mujoco.MjModel, mug: Colour) -> None:
+    """Give table and floor their usual look, and the mug a plain colour; nothing lies about."""
+    for thing, painted in (("table", TABLE_COLOUR), ("floor", FLOOR_COLOUR)):
+        dress(model, (thing,), _PLAIN, painted)
+    dress(model, MUG_GEOMS, _PLAIN, mug)
+    for k in range(THINGS):
+        model.geom_rgba[model.geom(f"varied_thing_{k}").id, 3] = 0.0
+
+
+def looks(model: mujoco.MjModel, of_each: int) -> Callable[[np.random.Generator], None]:
     """Return what gives the scene another look; from its own, which is read now."""
     red, green, blue = model.geom_rgba[model.geom(MUG_GEOMS[0]).id, :3].tolist()
     place, turn = model.cam_pos[0].copy(), model.cam_quat[0].copy()
@@ -180,12 +189,12 @@ def _looks(model: mujoco.MjModel, of_each: int) -> Callable[[np.random.Generator
 
 
 def _arrange_varied(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
-    _looks(model, OF_EACH)(rng)
+    looks(model, OF_EACH)(rng)
     return Setup(start)
 
 
 def _arrange_restless(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
-    redress = _looks(model, OF_EACH_RESTLESS)
+    redress = looks(model, OF_EACH_RESTLESS)
     redress(rng)  # so that what is read of the model before the first frame is one of its looks
     return Setup(start, redress=redress)
 

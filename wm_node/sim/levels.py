@@ -11,11 +11,16 @@ from wm_node.sim.level_clutter import CLUTTER
 from wm_node.sim.level_edge import EDGE
 from wm_node.sim.level_hand import MOVING_HAND
 from wm_node.sim.level_names import LEVEL_NAMES
+from wm_node.sim.level_scattered import SCATTERED
 from wm_node.sim.level_shift import SHIFT
 from wm_node.sim.level_varied import RESTLESS, VARIED
 
 LEVELS: dict[str, Level] = dict(
-    zip(LEVEL_NAMES, (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED, RESTLESS), strict=True)
+    zip(
+        LEVEL_NAMES,
+        (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED, RESTLESS, SCATTERED),
+        strict=True,
+    )
 )
 
 
@@ -41,3 +46,18 @@ def find_level(name: str) -> Level:
     if name not in LEVELS:
         raise WmError(f"there is no level '{name}'; use one of {', '.join(LEVELS)}.")
     return LEVELS[name]
+
+
+def find_played_level(name: str) -> Level:
+    """Return the level of that name, for a robot or the suite to play.
+
+    Raises:
+        WmError: there is none, or every picture of it is another scene.
+    """
+    level = find_level(name)
+    if level.scattered:
+        raise WmError(
+            f"level '{name}' shows another scene in every picture, so nothing can be done in it: "
+            "it is for 'wm collect' and 'wm train --stills'."
+        )
+    return level

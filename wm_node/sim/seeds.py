@@ -14,7 +14,15 @@ STATE_SEED = 200_000_000
 INVERSE_SEED = 400_000_000
 CALIBRATION_SEED = 600_000_000
 ALARM_SEED = 800_000_000
+SCENE_SEED = 10**12
+"""From here on: the scenes of level ``scattered``, so many of each training seed."""
+SCENES = 1000
 SEED_SPACING = 100_000
+
+
+def scene_seed(seed: int, number: int) -> int:
+    """Return the seed of a scene, below :data:`SCENES`, of a scattered episode."""
+    return SCENE_SEED + seed * SCENES + number
 
 
 def evaluation_seeds(seed: int, episodes: int, first: int = EVALUATION_SEED) -> list[int]:

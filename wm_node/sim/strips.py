@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from wm_node.errors import WmError
 from wm_node.sim.level import Point
-from wm_node.sim.levels import find_level
+from wm_node.sim.levels import find_played_level
 from wm_node.sim.scene import CAMERA_FOVY_DEG
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TOLERANCE_M, EpisodeScore
@@ -97,7 +97,7 @@ def write_strips(
     ordered = sorted(episodes, key=lambda episode: episode[0].seed)
     usual = [episode for episode in ordered if episode[0].success][:SUCCESSES]
     failed = [episode for episode in ordered if not episode[0].success]
-    sim = TabletopSim(camera_size, level=find_level(level))
+    sim = TabletopSim(camera_size, level=find_played_level(level))
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from wm_node.profile import RobotProfile
 from wm_node.sim.behaviours import Behaviour, Scripted, Still, Wander
 from wm_node.sim.careful import Careful
 from wm_node.sim.gated import GatedLoop, Told, gate_of
-from wm_node.sim.levels import find_level
+from wm_node.sim.levels import find_played_level
 from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
 from wm_node.sim.strips import Trace
 from wm_node.sim.tabletop import TabletopSim
@@ -204,7 +204,7 @@ class _Settings:
     profile: RobotProfile | None
 
     def simulator(self, policy: Policy) -> TabletopSim:
-        level = find_level(self.level)
+        level = find_played_level(self.level)
         return TabletopSim(self.camera_size, policy.uses_frames, self.delay_s, level=level)
 
     def run(self, sim: TabletopSim, seed: int, policy: Policy) -> tuple[EpisodeScore, Trace | None]:
@@ -273,7 +273,7 @@ def run_suite(
     """
     if workers < 1:
         raise WmError("the suite needs at least one worker.")
-    find_level(level)
+    find_played_level(level)
     traced = on_trace is not None
     settings = _Settings(level, latency_s, camera_size, actuation_delay_s, traced, profile)
     by_seed: dict[int, EpisodeScore] = {}

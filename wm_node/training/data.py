@@ -24,6 +24,15 @@ VALIDATION_EVERY = 20
 """Every so many-th episode is left out of training."""
 
 
+SCATTERED_SPEED = 1.5
+"""Times the joints' greatest velocity: what no joint reaches, however it was measured."""
+
+
+def _steps(joints: NDArray[np.float32], start: int, length: int) -> NDArray[np.float32]:
+    """(length - 1, J): how far the joints move from tick to tick of an episode."""
+    return np.abs(np.diff(joints[start : start + length], axis=0))
+
+
 def is_left_out(number: int) -> bool:
     """Whether the dataset's episode of this number, from 0 on, is left out of training."""
     return number % VALIDATION_EVERY == VALIDATION_EVERY - 1
@@ -67,6 +76,22 @@ class TrainingData:
             # A single camera's frames need not be copied.
             stacked = frames[0][:, None] if len(frames) == 1 else np.stack(frames, axis=1)
             self._frames = torch.from_numpy(stacked).to(device)
+
+    def scattered_episodes(self) -> list[str]:
+        """Return the names of episodes in which no joint could move as recorded, tick by tick.
+
+        Such are scenes that follow each other without time in between (level ``scattered``), from
+        which motion cannot be learnt.
+        """
+        limit = SCATTERED_SPEED * np.array(self.profile.joints.max_velocity)
+        step = limit * self.profile.model.tick_s
+        joints = self.joints.cpu().numpy()
+        return [
+            episode.name
+            for episode in self.dataset.episodes
+            if episode.length > 1
+            and (_steps(joints, episode.start, episode.length) > step).any(1).mean() > 0.5
+        ]
 
     def split(self, steps: int) -> Split:
         """Return the starts of windows of ``steps`` model steps, by episode.

@@ -12,47 +12,17 @@ from torch import Tensor, nn
 from wm_node.model.heads import mlp
 from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
+from wm_node.training.augment import augment
 from wm_node.training.data import TrainingData, batches, prefetch
 from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase, precision
 from wm_node.training.recipe import Recipe
 from wm_node.training.sigreg import sigreg
 from wm_node.training.sketch import FrameSketch, half_size, sketch_loss
+from wm_node.training.stills import Drawn, Stills
 
 CONTEXTS = 4  # contexts of each sequence that predictions start from
 SKETCHED = 0.25  # share of a batch's frames that are redrawn from their latents
-
-
-def augment(frames: Tensor, strength: float) -> Tensor:
-    """Change the colours of every frame at random, each on its own.
-
-    Colour, paint and light stay constant within an episode: they are the easiest thing to predict,
-    and without this the latents fill up with them instead of with what moves (measured: see
-    docs/decisions.md). Frames that each have their own colours share only their geometry.
-
-    Args:
-        frames: (M, cameras, H, W, 3) uint8.
-        strength: 0 changes nothing; 1 mixes channels strongly.
-
-    Returns:
-        Float frames of the same shape in 0..255.
-    """
-    count, device = frames.shape[0], frames.device
-    identity = torch.eye(3, device=device)
-    mixing = identity + strength * 0.35 * torch.randn(count, 3, 3, device=device)
-    mixing = mixing / mixing.sum(-1, keepdim=True).abs().clamp_min(0.4)
-    mixing = mixing * torch.exp(strength * 0.25 * torch.randn(count, 1, 1, device=device))
-    offset = strength * 0.12 * 255.0 * torch.randn(count, 3, 1, device=device)
-    # Contrast changes about mid-grey, so that strong mixing does not only brighten or darken.
-    offset = offset + 127.5 * (1.0 - mixing.sum(-1, keepdim=True))
-    # Some frames stay as they are: the encoder must also know the true colours.
-    keep = torch.rand(count, 1, 1, device=device) < 0.2
-    mixing = torch.where(keep, identity, mixing)
-    offset = torch.where(keep, torch.zeros_like(offset), offset)
-    # Colours first in memory: one small product a frame over all its pixels.
-    planes = frames.flatten(1, 3).transpose(1, 2).float()  # (M, 3, cameras * H * W)
-    mixed = torch.baddbmm(offset, mixing, planes).clamp_(0.0, 255.0)
-    return mixed.transpose(1, 2).view(frames.shape)
 
 
 class EncoderTraining(nn.Module):
@@ -75,11 +45,12 @@ class _Batch:
     sketched: Tensor  # (K,) of the flattened B * L
     reference: Tensor  # (K, cameras, H, W, 3) uint8, of the same episodes
     mask: Tensor  # (K, cameras): 0 where the reference is missing
-    stills: Tensor  # (S,) ticks of frames that only labels are read from
-    still_frames: Tensor  # (S, cameras, H, W, 3) uint8
+    stills: Drawn  # that only labels are read from
 
 
-def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, seed: int) -> Phase:
+def encoder_phase(
+    module: EncoderTraining, data: TrainingData, stills: Stills, recipe: Recipe, seed: int
+) -> Phase:
     """Build the phase: prediction error without stop-gradient, SIGReg, inverse dynamics.
 
     The prediction target is not detached: SIGReg alone keeps the latents from collapsing.
@@ -87,7 +58,6 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
     net, length = module.net, recipe.encoder_length
     context, horizon = net.dims.context, net.dims.horizon
     starts = data.split(length).train
-    single = data.split(1).train
     # Contexts end at frames context-1 .. length-2; step k of context i predicts frame i + 1 + k.
     # A few contexts a sequence are enough: more would cost as much again as encoding its frames.
     spaced = torch.linspace(context - 1, length - 2, min(CONTEXTS, length - context))
@@ -110,31 +80,26 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
                 index = random.permutation(ticks.numel())[:count]
                 sketched = torch.from_numpy(index).to(data.device)
                 others = data.same_episode(ticks.flatten()[sketched], random)
-                # Of a stream of its own: what was drawn above is each rank's own matter.
-                singly = np.random.default_rng([seed, step, 2]).choice(single, recipe.stills)
-                drawn_singly = torch.from_numpy(ranks.share(singly))
-                stills = data.frame_ticks(drawn_singly.to(data.device), 1).flatten()
                 yield _Batch(
                     at,
                     data.frames(ticks),
                     sketched,
                     data.frames(others),
                     data.mask[others],
-                    stills,
-                    data.frames(stills),
+                    stills.draw(recipe.stills, seed, step),
                 )
 
-        return read() if data.in_memory else prefetch(read())
+        return read() if data.in_memory and stills.in_memory else prefetch(read())
 
     def losses(batch: _Batch, step: int) -> Mapping[str, Tensor]:
         at, frames = batch.starts, batch.frames
         size = len(at)
         ticks = data.frame_ticks(at, length)
-        shown = torch.cat([ticks.flatten(), batch.stills])
-        seen = torch.cat([frames.flatten(0, 1), batch.still_frames])
+        seen = torch.cat([frames.flatten(0, 1), batch.stills.frames])
+        mask = torch.cat([data.mask[ticks].flatten(0, 1), batch.stills.mask])
         if recipe.augmentation > 0.0:
             seen = augment(seen, recipe.augmentation)
-        encoded = net.encoder(seen, data.mask[shown])
+        encoded = net.encoder(seen, mask)
         latents = encoded[: size * length].view(size, length, -1)
         joints, actions = data.joints[ticks], data.step_actions(at, length)
         many = size * len(ends)
@@ -157,8 +122,9 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
             * ((moved - left / net.joint_baseline.residual) ** 2 * weight).mean(),
         }
         if recipe.label_weight > 0.0:
-            labels = head_losses(net, encoded, data.labels[shown], None)
-            result |= {name: recipe.label_weight * value for name, value in labels.items()}
+            labels = torch.cat([data.labels[ticks].flatten(0, 1), batch.stills.labels])
+            read = head_losses(net, encoded, labels, None)
+            result |= {name: recipe.label_weight * value for name, value in read.items()}
         if recipe.inverse_weight > 0.0:
             pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
             wanted = net.normalise("actions", actions[:, 1:]).flatten(-2)
@@ -173,8 +139,8 @@ def encoder_phase(module: EncoderTraining, data: TrainingData, recipe: Recipe, s
                 net.normalise("joints", joints.flatten(0, 1)[picked]),
                 reference,
             )
-            mask = batch.mask * data.mask[ticks].flatten(0, 1)[picked]
-            result["sketch"] = recipe.sketch_weight * sketch_loss(sketch, wanted, reference, mask)
+            both = batch.mask * mask[picked]
+            result["sketch"] = recipe.sketch_weight * sketch_loss(sketch, wanted, reference, both)
         if recipe.reconstruction_weight > 0.0:
             first, last = 0, int(torch.randint(1, length, ()))
             few = slice(0, max(1, size // 3))

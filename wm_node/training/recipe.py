@@ -19,6 +19,11 @@ class Recipe:
     The defaults are a start for a new robot; ``config/recipes`` holds what the bundles differ in.
     """
 
+    # Phase 0: encoder and labels, from single frames.
+    stills_steps: int = 0
+    stills_batch: int = 256
+    """Frames a step."""
+    stills_rate: float = 1e-3
     # Phase 1: encoder and dynamics together, from frames.
     encoder_steps: int = 2500
     encoder_batch: int = 48

@@ -38,9 +38,10 @@ from wm_node.training.fitted import fitted_files
 from wm_node.training.floors import FILE, fit_floors
 from wm_node.training.loop import Checkpoint, Checkpoints, Phase, Recorder, run_phase
 from wm_node.training.recipe import Recipe
+from wm_node.training.stills import Stills, stills_phase
 from wm_node.training.value_phase import value_phase
 
-PHASES = ("encoder", "dynamics", "value", "decoder", "done")
+PHASES = ("stills", "encoder", "dynamics", "value", "decoder", "done")
 DYNAMICS_SIZES = ("width", "layers", "heads", "transition_blocks", "transition_hidden", "futures")
 """Sizes in which the recipe may differ from the bundle that a run starts from."""
 DYNAMICS_HEADS = ("state", "risk", "joints", "disagreement", "likelihood")
@@ -66,6 +67,8 @@ class RunSettings:
     planning_score: PlanningScore | None = None
     start_from: Bundle | None = None
     """A bundle whose network training goes on with, instead of random weights."""
+    stills: Dataset | None = None
+    """Of the same robot, frames that labels alone are read from, such as level ``scattered``."""
 
 
 class _Run:
@@ -79,6 +82,12 @@ class _Run:
         torch.manual_seed(settings.seed)
         self.profile = dataset.profile
         self.data = TrainingData(dataset, self.device, settings.memory_bytes)
+        if scattered := self.data.scattered_episodes():
+            raise WmError(
+                f"in {len(scattered)} episodes of {dataset.path}, such as '{scattered[0]}', the "
+                "joints jump faster than they can move; scattered scenes are for --stills alone."
+            )
+        self.stills = Stills(self.data, self._scattered(settings.stills))
         self.net = WorldModelNet(Dims.of(dataset.profile), recipe.model).to(self.device)
         if settings.start_from is None:
             self.net.set_statistics(self.data.statistics())
@@ -96,12 +105,30 @@ class _Run:
             "recipe": recipe.to_dict(),
             "seed": settings.seed,
             "start_from": settings.start_from.sha256 if settings.start_from else None,
+            **({"stills": settings.stills.fingerprint} if settings.stills else {}),
         }
         self.checkpoints = Checkpoints(settings.work, identity)
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.metrics: dict[str, Any] = {}
         self._hardness: Tensor | None = None
         self._windows: Windows | None = None
+
+    def _scattered(self, dataset: Dataset | None) -> TrainingData | None:
+        """Return the stills' own dataset, in memory where the episodes leave room for it."""
+        if dataset is None:
+            return None
+        if not (self.recipe.stills or self.recipe.stills_steps):
+            raise WmError(
+                f"the recipe reads no stills, so {dataset.path} would not be used; give it "
+                "'stills' or 'stills_steps', or train without --stills."
+            )
+        if dataset.profile != self.profile:
+            raise WmError(
+                f"{dataset.path} was ingested with another robot profile than the dataset; ingest "
+                "its bags with the same one."
+            )
+        room = self.settings.memory_bytes - self.data.dataset.frame_bytes
+        return TrainingData(dataset, self.device, max(0, room))
 
     def _start_from(self, bundle: Bundle) -> None:
         """Take weights and normalisation of a bundle of the same robot and encoder.
@@ -179,8 +206,10 @@ class _Run:
     def phase(self, name: str) -> Phase:
         """Build a phase."""
         recipe, seed = self.recipe, self.settings.seed
+        if name == "stills":
+            return stills_phase(self.encoder_training, self.net, self.stills, recipe, seed)
         if name == "encoder":
-            return encoder_phase(self.encoder_training, self.data, recipe, seed)
+            return encoder_phase(self.encoder_training, self.data, self.stills, recipe, seed)
         if name == "dynamics":
             if self._hardness is None and recipe.hard_share > 0.0:
                 # Kept in the checkpoint: it is that of the model as phase 1 left it.
@@ -241,11 +270,13 @@ class _Run:
     def export(self, path: Path, final: bool = False) -> Bundle:
         """Write the network as it is now; the final bundle of a real robot gets its floors."""
         state = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+        stills = self.settings.stills
         extra = {
             "data": {
                 "fingerprint": self.data.dataset.fingerprint,
                 "episodes": len(self.data.dataset.episodes),
                 "ticks": self.data.dataset.num_ticks,
+                "stills": stills and {"fingerprint": stills.fingerprint, "ticks": stills.num_ticks},
             },
             "training": {
                 "seed": self.settings.seed,
@@ -297,7 +328,7 @@ def train(
         raise WmError(f"{out} already exists; a bundle never changes, so choose another --out.")
     run = _Run(dataset, recipe, settings, recorder)
     first_rank = ranks.rank() == 0
-    first, step, moments = "encoder", 0, {}
+    first, step, moments = PHASES[0], 0, {}
     checkpoint = run.checkpoints.load()
     if checkpoint is not None:
         first, step = checkpoint.phase, checkpoint.step

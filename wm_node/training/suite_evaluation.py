@@ -14,7 +14,7 @@ from wm_node.bundle import load_bundle
 from wm_node.errors import WmError
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.safety.gate import GateConfig
-from wm_node.sim.levels import find_level
+from wm_node.sim.levels import find_played_level
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
@@ -66,7 +66,7 @@ def check_planners(
     Raises:
         WmError: an unknown planner or level, or one that needs a bundle without one.
     """
-    find_level(level)
+    find_played_level(level)
     for planner in planners:
         policy_factory(planner, goal, bundle, backend, settings)
 
@@ -187,7 +187,7 @@ def planning_score(
         WmError: an unknown level, or fewer episodes than levels.
     """
     for level in levels:
-        find_level(level)
+        find_played_level(level)
     share = episodes // len(levels)
     if share < 1:
         raise WmError(f"{episodes} planning episodes do not suffice for {len(levels)} levels.")

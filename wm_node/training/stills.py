@@ -1,0 +1,115 @@
+"""Single frames from all over the data, that labels are read from; and the phase of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wm_node.errors import WmError
+from wm_node.model.world import WorldModelNet
+from wm_node.training import ranks
+from wm_node.training.augment import augment
+from wm_node.training.data import TrainingData, prefetch
+from wm_node.training.head_losses import head_losses
+from wm_node.training.loop import Phase
+from wm_node.training.recipe import Recipe
+from wm_node.training.sigreg import sigreg
+
+SCATTERED = 0.5
+"""Share of the stills that come from a dataset of their own, where there is one."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Stills of a step. ``ticks`` (S,) count on from the episodes into the stills' own dataset."""
+
+    ticks: Tensor
+    frames: Tensor  # (S, cameras, H, W, 3) uint8
+    mask: Tensor  # (S, cameras)
+    labels: Tensor  # (S, labels), NaN where unknown
+
+
+class Stills:
+    """Where single frames are drawn from.
+
+    Args:
+        data: the episodes; those left out of training are left out here.
+        scattered: of a dataset that is there for stills alone, if there is one.
+    """
+
+    def __init__(self, data: TrainingData, scattered: TrainingData | None = None) -> None:
+        self._sources = [data] if scattered is None else [data, scattered]
+        self._starts = [source.split(1).train for source in self._sources]
+        self._first_of_scattered = data.joints.shape[0]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no frame need be read from disk."""
+        return all(source.in_memory for source in self._sources)
+
+    def draw(self, count: int, seed: int, step: int) -> Drawn:
+        """Return this rank's share of the ``count`` stills of a step."""
+        # Of a stream of its own: what else is drawn for a step is each rank's own matter.
+        random = np.random.default_rng([seed, step, 2])
+        counts = [count]
+        if len(self._sources) == 2:
+            counts = [count - round(SCATTERED * count), round(SCATTERED * count)]
+        picked = []
+        for number, (source, starts) in enumerate(zip(self._sources, self._starts, strict=True)):
+            at = torch.from_numpy(random.choice(starts, counts[number]))
+            ticks = source.frame_ticks(at, 1).flatten()
+            picked.append(ticks + number * self._first_of_scattered)
+        ticks = torch.from_numpy(ranks.share(torch.cat(picked).numpy()))
+        first = self._first_of_scattered
+        own = [ticks[ticks < first], ticks[ticks >= first] - first]
+        parts = [
+            (source.frames(at), source.mask[at], source.labels[at])
+            for source, at in zip(self._sources, own, strict=False)
+        ]
+        frames, mask, labels = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Drawn(torch.cat([own[0], own[1] + first]), frames, mask, labels)
+
+
+def stills_phase(
+    module: nn.Module, net: WorldModelNet, stills: Stills, recipe: Recipe, seed: int
+) -> Phase:
+    """Build the phase that teaches the encoder to read labels from single frames.
+
+    It comes first: a step sees as many scenes as frames, where one of sequences shows the same few
+    scenes again and again, and what follows starts from an encoder that knows where things are.
+    SIGReg spreads the latents over what the labels do not tell.
+
+    Raises:
+        WmError: the recipe gives labels no weight, or the robot has none.
+    """
+    if recipe.stills_steps and not (recipe.label_weight and net.dims.labels):
+        raise WmError(
+            "the recipe has 'stills_steps', which teach the encoder to read labels; give it a "
+            "'label_weight', and the robot's profile labels."
+        )
+
+    def make_batches(first_step: int) -> Iterator[Drawn]:
+        def read() -> Iterator[Drawn]:
+            step = first_step
+            while True:
+                yield stills.draw(recipe.stills_batch, seed, step)
+                step += 1
+
+        return read() if stills.in_memory else prefetch(read())
+
+    def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
+        seen = batch.frames
+        if recipe.augmentation > 0.0:
+            seen = augment(seen, recipe.augmentation)
+        latents = net.encoder(seen, batch.mask)
+        labels = head_losses(net, latents, batch.labels, None)
+        return {
+            "sigreg": recipe.sigreg_weight * sigreg(latents.unsqueeze(0)),
+            **{name: recipe.label_weight * value for name, value in labels.items()},
+        }
+
+    return Phase("stills", recipe.stills_steps, module, recipe.stills_rate, make_batches, losses)
