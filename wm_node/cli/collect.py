@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
         help="shares of wander, aimed, edge, zone, careful, meet (pushes to where a hand will be), "
-        "and planner and careless, which need a --bundle; careless plans without minding risk",
+        "and planner and careless, which need a --bundle; careless plans without minding risk; on "
+        "level scattered nothing moves",
     )
     parser.add_argument(
         "--bundle", type=Path, default=None, help="bundle that planner and careless plan with"
