@@ -47,7 +47,7 @@ EXTRAS = {
     # Limits of jerk in the gate, for profiles that set max_jerk.
     "jerk": ["ruckig>=0.14"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
-    "test": ["pytest", "pytest-timeout", "hypothesis"],
+    "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"],
     "dev": ["ruff", "mypy", "types-PyYAML", "types-psutil", "scipy-stubs"],
 }
 

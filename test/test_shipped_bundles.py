@@ -34,7 +34,8 @@ def test_all_of_them_ship() -> None:
 
 
 def test_levels_are_played_with_the_bundle_that_knows_them() -> None:
-    state, image = ({name: bundle_for(name, goal) for name in LEVELS} for goal in GOALS)
+    played = [name for name, level in LEVELS.items() if not level.scattered]
+    state, image = ({name: bundle_for(name, goal) for name in played} for goal in GOALS)
     hazards = resource(HAZARDS_BUNDLE)
     assert state.pop("clutter") == state.pop("moving_hand") == hazards
     assert set(state.values()) == {resource(BUNDLE)}

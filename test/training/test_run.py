@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wm_node.bundle import load_bundle
+from wm_node.bundle import Bundle, load_bundle
 from wm_node.data.dataset import Dataset
 from wm_node.engine import load_engine
 from wm_node.errors import WmError
@@ -53,16 +53,26 @@ def test_a_bundle_comes_out_and_runs(dataset: Dataset, tmp_path: Path) -> None:
         train(dataset, tmp_path / "bundle", RECIPE, settings, recorder(tmp_path / "logs"))
 
 
+@pytest.fixture(scope="module")
+def unbroken(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """What a run that nothing interrupts ends with."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("unbroken")
+    settings = RunSettings(folder / "work")
+    return train(dataset, folder / "bundle", RECIPE, settings, recorder(folder / "logs"))
+
+
 @pytest.mark.parametrize("phase", ["stills", "encoder", "dynamics", "value", "decoder"])
 def test_a_resumed_run_ends_as_an_unbroken_one(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    dataset: Dataset,
+    unbroken: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
 ) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    whole = train(
-        dataset, tmp_path / "a", RECIPE, RunSettings(tmp_path / "wa"), recorder(tmp_path / "la")
-    )
 
     class Stop(Exception):
         pass
@@ -75,8 +85,8 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     with pytest.raises(Stop):
         train(dataset, tmp_path / "b", RECIPE, settings, Recorder(tmp_path / "lb", stop))
     resumed = train(dataset, tmp_path / "b", RECIPE, settings, recorder(tmp_path / "lb"))
-    assert set(resumed.manifest["metrics"]) == set(whole.manifest["metrics"])
-    first, second = load_network(whole).state_dict(), load_network(resumed).state_dict()
+    assert set(resumed.manifest["metrics"]) == set(unbroken.manifest["metrics"])
+    first, second = load_network(unbroken).state_dict(), load_network(resumed).state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=name)
 
@@ -222,10 +232,8 @@ def test_wrong_recipes_are_one_sentence(data: object, message: str) -> None:
         recipe_from_dict(data, "recipe.yaml")
 
 
-def test_training_goes_on_from_a_bundle(dataset: Dataset, tmp_path: Path) -> None:
-    first = train(
-        dataset, tmp_path / "a", RECIPE, RunSettings(tmp_path / "wa"), recorder(tmp_path / "la")
-    )
+def test_training_goes_on_from_a_bundle(dataset: Dataset, unbroken: Bundle, tmp_path: Path) -> None:
+    first = unbroken
     none = dict.fromkeys(("stills_steps", "encoder_steps", "dynamics_steps", "value_steps"), 0)
     kept = replace(RECIPE, **none, decoder_steps=2)
     settings = RunSettings(tmp_path / "wb", start_from=first)

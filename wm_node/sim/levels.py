@@ -28,9 +28,9 @@ def bundle_for(level: str, goal: str) -> Path:
     """Return the shipped bundle that a level is played with, for a goal by ``state`` or pictures.
 
     Raises:
-        WmError: there is no such level.
+        WmError: there is no such level, or it is not to be played.
     """
-    found = find_level(level)
+    found = find_played_level(level)
     pictured = goal != "state"
     if found.adds or (pictured and found is not BASIC):
         return resource(HAZARDS_BUNDLE)
