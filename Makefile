@@ -26,7 +26,8 @@ SEED ?= 0
 OUT ?= wm_demo
 
 # Tests that start processes or keep time have the machine to themselves; the others share its cores.
-ALONE := test/cli test/faults test/launch test/nodes test/planning/test_timing.py test/recording
+ALONE := $(patsubst %,test/cli/test_%.py,demo doctor node_run processes replay shared_memory) \
+	test/faults test/launch test/nodes test/planning/test_timing.py test/recording
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .PHONY: help setup system demo lint test verify clean
