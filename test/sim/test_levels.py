@@ -19,6 +19,7 @@ from wm_node.sim.level import OTHERS, standing
 from wm_node.sim.level_clutter import SECOND_QPOS
 from wm_node.sim.level_edge import behind_zone, near_edge
 from wm_node.sim.level_hand import Reach
+from wm_node.sim.level_names import TO_COLLECT_ON
 from wm_node.sim.level_scattered import AWAY
 from wm_node.sim.levels import LEVELS, find_level, find_played_level
 from wm_node.sim.mix import DEFAULT_MIX
@@ -77,6 +78,7 @@ def test_basic_episodes_are_those_recorded_before_there_were_levels(sims, record
 
 def test_levels_are_called_as_the_help_texts_call_them() -> None:
     assert [level.name for level in LEVELS.values()] == list(LEVELS)
+    assert [level.name for level in LEVELS.values() if level.scattered] == list(TO_COLLECT_ON)
 
 
 def test_basic_pictures_are_those_recorded_before_there_were_levels():

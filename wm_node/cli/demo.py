@@ -27,7 +27,7 @@ from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.resources import resource
-from wm_node.sim.level_names import LEVELS_TEXT
+from wm_node.sim.level_names import PLAYED_TEXT
 from wm_node.sim.seeds import evaluation_seeds
 
 if TYPE_CHECKING:  # ROS is imported once its environment is set
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help=f"scene of the task suite: {LEVELS_TEXT}",
+        help=f"scene of the task suite: {PLAYED_TEXT}",
     )
     parser.add_argument("--backend", default="openvino", help="engine: openvino or torch")
     parser.add_argument(

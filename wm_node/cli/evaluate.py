@@ -18,7 +18,7 @@ from wm_node.cli.progress import table_console
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.resources import BUNDLE, resource
-from wm_node.sim.level_names import LEVELS_TEXT
+from wm_node.sim.level_names import PLAYED_TEXT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         default="basic",
-        help=f"of the suite: {LEVELS_TEXT}; several, separated by commas, give one table",
+        help=f"of the suite: {PLAYED_TEXT}; several, separated by commas, give one table",
     )
     parser.add_argument(
         "--pictures",

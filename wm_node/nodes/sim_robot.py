@@ -45,7 +45,7 @@ from wm_node.nodes.common import (
 from wm_node.nodes.frame_thread import FrameThread, Picture
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.events import EVENTS
-from wm_node.sim.level_names import LEVELS_TEXT
+from wm_node.sim.level_names import PLAYED_TEXT
 from wm_node.sim.levels import find_played_level
 from wm_node.sim.scene import TIP_HEIGHT
 from wm_node.sim.tabletop import COMMAND_TIMEOUT_S, DRIVER_STEP_S, JOINT_NAMES, TabletopSim
@@ -94,7 +94,7 @@ class SimRobot(ManagedNode):
         self.declare(
             "level",
             "basic",
-            f"Scene: {LEVELS_TEXT} of the task suite.",
+            f"Scene: {PLAYED_TEXT} of the task suite.",
             read_only=True,
         )
         self.declare("seed", 0, "Of the next reset's episode; each reset adds one.", minimum=0)

@@ -12,4 +12,13 @@ LEVEL_NAMES = (
     "restless",
     "scattered",
 )
-LEVELS_TEXT = f"{', '.join(LEVEL_NAMES[:-1])} or {LEVEL_NAMES[-1]}"
+TO_COLLECT_ON = ("scattered",)
+"""Of these, the levels that cannot be played."""
+
+
+def _text(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+LEVELS_TEXT = _text(list(LEVEL_NAMES))
+PLAYED_TEXT = _text([name for name in LEVEL_NAMES if name not in TO_COLLECT_ON])
