@@ -409,7 +409,7 @@ def test_scattered_shows_another_scene_in_every_frame_at_rest() -> None:
     assert set(streams.others) == set(OTHERS)
 
 
-def test_scattered_scenes_show_what_their_labels_say(sims) -> None:
+def test_scattered_scenes_show_what_their_labels_say() -> None:
     """A picture with the thing that is said to be there, and the same one without it, differ."""
     sim = TabletopSim((160, 120), level=LEVELS["scattered"])
     seen = set()

@@ -25,6 +25,7 @@ OUTLINE = ((-0.040, -0.135, 0.047), (-0.165, -0.520, 0.036))
 HANDLE_POINTS = (0.050, 0.064)  # along the mug's handle, from the mug's axis
 HANDLE_RADIUS = 0.007
 START_CLEARANCE_M = 0.030
+EPISODE_TIMES_S = np.arange(0.0, 6.2, 0.05)
 REACHES_IN = Bounds(-0.36, 0.36, -0.25, 0.36)  # from here on its fingertips are in the picture
 LAST_S = 4.0  # the hand is off the table again by then; an episode has 6 s
 
@@ -140,18 +141,18 @@ def draw_reach(rng: np.random.Generator) -> Reach:
     return Reach(ends[0], (float(deep[0]), float(deep[1])), ends[1], shoulder, *times)
 
 
-def _is_clear_of(start: Start, reach: Reach) -> bool:
-    times = np.arange(0.0, 6.2, 0.05)
-    one = np.ones_like(times)
-    mug = reach.mug_clearance(start.mug[0] * one, start.mug[1] * one, start.mug_yaw * one, times)
-    tip = reach.clearance(start.tip[0] * one, start.tip[1] * one, times) - TIP_RADIUS
-    return bool(min(mug.min(), tip.min()) > START_CLEARANCE_M)
+def least_gap(start: Start, reach: Reach, times_s: Floats) -> float:
+    """Return the least distance in m, at any of the times (T,), of the hand from mug and tip."""
+    one = np.ones_like(times_s)
+    mug = reach.mug_clearance(start.mug[0] * one, start.mug[1] * one, start.mug_yaw * one, times_s)
+    tip = reach.clearance(start.tip[0] * one, start.tip[1] * one, times_s) - TIP_RADIUS
+    return float(min(mug.min(), tip.min()))
 
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
     for _ in range(10_000):
         reach = draw_reach(rng)
-        if _is_clear_of(start, reach):
+        if least_gap(start, reach, EPISODE_TIMES_S) > START_CLEARANCE_M:
             return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
     raise WmError("no reach keeps clear of the mug; this is a fault of the level's measures.")
 

@@ -9,7 +9,7 @@ do with each other, each at rest (domain randomisation: Tobin et al., arXiv 1703
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, hypot, pi, sin
+from math import cos, hypot, inf, pi, sin
 
 import mujoco
 import numpy as np
@@ -23,8 +23,8 @@ from wm_node.sim.level_clutter import (
     paint_second_mug,
     place_block,
 )
-from wm_node.sim.level_hand import MOVING_HAND, REACHES_IN, Reach, draw_reach
-from wm_node.sim.level_varied import OF_EACH_RESTLESS, RESTLESS, looks, usual
+from wm_node.sim.level_hand import MOVING_HAND, REACHES_IN, Reach, draw_reach, least_gap
+from wm_node.sim.level_varied import OF_EACH_RESTLESS, RESTLESS, looks, undress
 from wm_node.sim.looks import MUG_GEOMS
 from wm_node.sim.scene import (
     MUG_RADIUS,
@@ -32,6 +32,7 @@ from wm_node.sim.scene import (
     TABLE_HEIGHT,
     TIP_BOUNDS,
     TIP_RADIUS,
+    Bounds,
     SceneParts,
 )
 
@@ -77,33 +78,21 @@ class Held:
         x, y = self.reach.fingertips(np.asarray(self.at_s)).tolist()
         return (x, y) if REACHES_IN.contains(x, y) else None
 
-    def is_clear_of(self, tip: Point, mugs: list[tuple[Point, float]]) -> bool:
-        """Whether it stands neither in the tip nor in a mug, which has a place and a yaw."""
-        if self.reach is None:
-            return True
-        at = np.asarray(self.at_s)
-        gaps = [
-            float(self.reach.clearance(np.asarray(tip[0]), np.asarray(tip[1]), at)) - TIP_RADIUS
-        ]
-        for (x, y), yaw in mugs:
-            gap = self.reach.mug_clearance(np.asarray(x), np.asarray(y), np.asarray(yaw), at)
-            gaps.append(float(gap))
-        return min(gaps) > APART_M
+    def gap(self, start: Start) -> float:
+        """Return its least distance in m from mug and tip."""
+        return inf if self.reach is None else least_gap(start, self.reach, np.array([self.at_s]))
 
 
-def _on_table(rng: np.random.Generator, margin: float) -> Point:
-    table = TABLE_BOUNDS
-    x = rng.uniform(table.x_min + margin, table.x_max - margin)
-    return float(x), float(rng.uniform(table.y_min + margin, table.y_max - margin))
+def _within(bounds: Bounds, margin: float, rng: np.random.Generator) -> Point:
+    x = rng.uniform(bounds.x_min + margin, bounds.x_max - margin)
+    return float(x), float(rng.uniform(bounds.y_min + margin, bounds.y_max - margin))
 
 
 def _tip(mug: Point, rng: np.random.Generator) -> Point:
     if rng.random() < NEAR:
         far, angle = rng.uniform(MUG_RADIUS + TIP_RADIUS, NEAR_M), rng.uniform(-pi, pi)
         return float(mug[0] + far * cos(angle)), float(mug[1] + far * sin(angle))
-    bounds = TIP_BOUNDS
-    x, y = rng.uniform(bounds.x_min, bounds.x_max), rng.uniform(bounds.y_min, bounds.y_max)
-    return float(x), float(y)
+    return _within(TIP_BOUNDS, 0.0, rng)
 
 
 def _hand(rng: np.random.Generator) -> Held:
@@ -121,19 +110,23 @@ def _apart(discs: list[tuple[Point, float]]) -> bool:
 
 def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
     red, green, blue = model.geom_rgba[model.geom(MUG_GEOMS[0]).id, :3].tolist()
-    usual(model, (red, green, blue))
+    undress(model, (red, green, blue))
     if rng.random() >= USUAL:
         looks(model, OF_EACH_RESTLESS)(rng)
     has_second, has_block, has_hand = rng.random(3) < (SECOND_MUG, BLOCK, HAND)
     for _ in range(10_000):
-        mug, second = _on_table(rng, EDGE_M), _on_table(rng, EDGE_M)
-        block, tip = _on_table(rng, BLOCK_RADIUS), _tip(mug, rng)
+        mug, second = (_within(TABLE_BOUNDS, EDGE_M, rng) for _ in range(2))
+        block, tip = _within(TABLE_BOUNDS, BLOCK_RADIUS, rng), _tip(mug, rng)
         yaw, second_yaw = (float(angle) for angle in rng.uniform(-pi, pi, 2))
         hand = _hand(rng) if has_hand else Held(None, 0.0)
         mugs = [(mug, yaw), (second, second_yaw)] if has_second else [(mug, yaw)]
         discs = [(place, MUG_RADIUS) for place, _ in mugs] + [(tip, TIP_RADIUS)]
         discs += [(block, BLOCK_RADIUS)] if has_block else []
-        if TIP_BOUNDS.contains(*tip) and _apart(discs) and hand.is_clear_of(tip, mugs):
+        if (
+            TIP_BOUNDS.contains(*tip)
+            and _apart(discs)
+            and all(hand.gap(Start(*one, tip)) > APART_M for one in mugs)
+        ):
             break
     else:
         raise WmError("no scene fits the table; this is a fault of the level's measures.")

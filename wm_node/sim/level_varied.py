@@ -43,6 +43,7 @@ CAMERA_SHIFT_M, CAMERA_TURN_RAD = 0.015, radians(1.5)
 THINGS = 3
 THING_HALF_M = (0.012, 0.06)
 _PLAIN = "varied_plain"
+_USUAL = (("table", TABLE_COLOUR), ("floor", FLOOR_COLOUR))
 
 
 # ---- surfaces ------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def _material(rng: np.random.Generator, of_each: int) -> str:
 
 
 def _paint(model: mujoco.MjModel, rng: np.random.Generator, of_each: int, mug: Colour) -> None:
-    for thing, usual in (("table", TABLE_COLOUR), ("floor", FLOOR_COLOUR)):
+    for thing, usual in _USUAL:
         material, dressed = _material(rng, of_each), rng.random() < DRESSED
         saturation, value = float(rng.uniform(0.0, 0.6)), float(rng.uniform(0.30, 0.95))
         other = colour(rng, HUES, saturation, value)
@@ -163,9 +164,9 @@ def _place_things(model: mujoco.MjModel, rng: np.random.Generator, of_each: int)
 # ---- an episode ----------------------------------------------------------------------------
 
 
-def usual(model: mujoco.MjModel, mug: Colour) -> None:
+def undress(model: mujoco.MjModel, mug: Colour) -> None:
     """Give table and floor their usual look, and the mug a plain colour; nothing lies about."""
-    for thing, painted in (("table", TABLE_COLOUR), ("floor", FLOOR_COLOUR)):
+    for thing, painted in _USUAL:
         dress(model, (thing,), _PLAIN, painted)
     dress(model, MUG_GEOMS, _PLAIN, mug)
     for k in range(THINGS):

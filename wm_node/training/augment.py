@@ -15,11 +15,13 @@ def augment(frames: Tensor, strength: float) -> Tensor:
 
     Args:
         frames: (M, cameras, H, W, 3) uint8.
-        strength: 0 changes nothing; 1 mixes channels strongly.
+        strength: 0 returns the frames as they are; 1 mixes channels strongly.
 
     Returns:
         Float frames of the same shape in 0..255.
     """
+    if strength <= 0.0:
+        return frames
     count, device = frames.shape[0], frames.device
     identity = torch.eye(3, device=device)
     mixing = identity + strength * 0.35 * torch.randn(count, 3, 3, device=device)

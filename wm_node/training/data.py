@@ -28,11 +28,6 @@ SCATTERED_SPEED = 1.5
 """Times the joints' greatest velocity: what no joint reaches, however it was measured."""
 
 
-def _steps(joints: NDArray[np.float32], start: int, length: int) -> NDArray[np.float32]:
-    """(length - 1, J): how far the joints move from tick to tick of an episode."""
-    return np.abs(np.diff(joints[start : start + length], axis=0))
-
-
 def is_left_out(number: int) -> bool:
     """Whether the dataset's episode of this number, from 0 on, is left out of training."""
     return number % VALIDATION_EVERY == VALIDATION_EVERY - 1
@@ -84,13 +79,13 @@ class TrainingData:
         which motion cannot be learnt.
         """
         limit = SCATTERED_SPEED * np.array(self.profile.joints.max_velocity)
-        step = limit * self.profile.model.tick_s
-        joints = self.joints.cpu().numpy()
+        steps = np.abs(np.diff(np.asarray(self.dataset.joints), axis=0))
+        jumps = np.asarray((steps > limit * self.profile.model.tick_s).any(1))
         return [
             episode.name
             for episode in self.dataset.episodes
             if episode.length > 1
-            and (_steps(joints, episode.start, episode.length) > step).any(1).mean() > 0.5
+            and jumps[episode.start : episode.start + episode.length - 1].mean() > 0.5
         ]
 
     def split(self, steps: int) -> Split:

@@ -44,7 +44,6 @@ class Stills:
     def __init__(self, data: TrainingData, scattered: TrainingData | None = None) -> None:
         self._sources = [data] if scattered is None else [data, scattered]
         self._starts = [source.split(1).train for source in self._sources]
-        self._first_of_scattered = data.joints.shape[0]
 
     @property
     def in_memory(self) -> bool:
@@ -58,20 +57,15 @@ class Stills:
         counts = [count]
         if len(self._sources) == 2:
             counts = [count - round(SCATTERED * count), round(SCATTERED * count)]
-        picked = []
-        for number, (source, starts) in enumerate(zip(self._sources, self._starts, strict=True)):
-            at = torch.from_numpy(random.choice(starts, counts[number]))
-            ticks = source.frame_ticks(at, 1).flatten()
-            picked.append(ticks + number * self._first_of_scattered)
-        ticks = torch.from_numpy(ranks.share(torch.cat(picked).numpy()))
-        first = self._first_of_scattered
-        own = [ticks[ticks < first], ticks[ticks >= first] - first]
-        parts = [
-            (source.frames(at), source.mask[at], source.labels[at])
-            for source, at in zip(self._sources, own, strict=False)
-        ]
-        frames, mask, labels = (torch.cat(values) for values in zip(*parts, strict=True))
-        return Drawn(torch.cat([own[0], own[1] + first]), frames, mask, labels)
+        drawn = map(random.choice, self._starts, counts)
+        starts = ranks.share(np.concatenate(list(drawn)))
+        number = ranks.share(np.repeat(np.arange(len(counts)), counts))
+        parts, before = [], 0
+        for k, source in enumerate(self._sources):
+            at = source.frame_ticks(torch.from_numpy(starts[number == k]), 1).flatten()
+            parts.append((before + at, source.frames(at), source.mask[at], source.labels[at]))
+            before += source.joints.shape[0]
+        return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def stills_phase(
@@ -102,10 +96,7 @@ def stills_phase(
         return read() if stills.in_memory else prefetch(read())
 
     def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
-        seen = batch.frames
-        if recipe.augmentation > 0.0:
-            seen = augment(seen, recipe.augmentation)
-        latents = net.encoder(seen, batch.mask)
+        latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
         labels = head_losses(net, latents, batch.labels, None)
         return {
             "sigreg": recipe.sigreg_weight * sigreg(latents.unsqueeze(0)),
