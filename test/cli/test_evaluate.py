@@ -133,9 +133,27 @@ def test_falls_and_zone_entries_are_violations_beside_the_levels_own() -> None:
         EpisodeScore(2, (0.0, 0.0), True, False, False, *common),
     ]
     figures = summarise(scores)
+    assert "mug_misread" not in figures  # none of these read anything
     assert figures["violations"] == 2
     assert figures["falls"] == 1
     assert figures["violation_reasons"] == {"mug fell": 1, "mug hit the hand": 1}
+
+
+def test_how_far_off_places_were_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "f.json"
+    words = ["--level", "shift", "--goal", "image", "--episodes", "2", "--workers", "1"]
+    words += ["--candidates", "4", "--iterations", "1", "--bundle", str(resource(HAZARDS_BUNDLE))]
+    assert evaluate(*words, "--json", str(file)) == 0
+    figures, said = json.loads(file.read_text()), capsys.readouterr().out
+    for name in ("mug", "goal"):
+        off = [episode[f"{name}_misread_cm"] for episode in figures["episode_list"]]
+        assert min(off) > 0.0
+        told = figures[f"{name}_misread"]
+        assert told["median_cm"] == pytest.approx(sum(off) / 2, abs=0.01)
+        assert told["beyond_tolerance"] == sum(value > 3.0 for value in off)
+        assert f"the {name} was read {told['median_cm']:.1f} cm off" in said
 
 
 @pytest.mark.parametrize("goal", ["state", "image"])

@@ -12,6 +12,7 @@ from wm_node.errors import WmError
 from wm_node.sim.strips import FRAMES, GAP, Trace, draw_ring, project, write_strips
 from wm_node.sim.suite import reference_policy, run_suite
 from wm_node.sim.tabletop import TabletopSim
+from wm_node.sim.task import Reading
 
 SIZE = (160, 120)
 
@@ -74,4 +75,23 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 def test_a_trace_holds_poses_and_times():
     ((_, trace),) = traced(1)
     assert isinstance(trace, Trace)
-    assert len(trace.poses) == len(trace.times_s) == 61
+    assert len(trace.poses) == len(trace.times_s) == len(trace.readings) == 61
+
+
+def test_what_a_policy_read_is_drawn_where_it_took_it_to_be(tmp_path):
+    ((score, trace),) = traced(1)
+    mug, goal = (-0.1, 0.05), (0.05, -0.1)
+    read = replace(trace, readings=(Reading(mug, goal),) * len(trace.poses))
+    (plain,) = write_strips(tmp_path / "plain", "moving_hand", "still", [(score, trace)], SIZE)
+    (drawn,) = write_strips(tmp_path / "drawn", "moving_hand", "still", [(score, read)], SIZE)
+    before, after = (np.asarray(Image.open(path))[:, : SIZE[0]] for path in (plain, drawn))
+    changed = np.argwhere((before != after).any(-1))
+    sim = TabletopSim(SIZE)
+    sim.reset(score.seed)
+    places = project(sim.model, np.array([[*mug, 0.0], [*goal, 0.0]]), SIZE)
+    near = [np.abs(changed - (y, x)).max(1) < 12 for x, y in places]
+    assert (near[0] | near[1]).all()
+    for (x, y), mine in zip(places, near, strict=True):
+        assert mine.sum() > 20
+        assert np.abs(changed[mine].mean(0) - (y, x)).max() < 2.0
+    sim.close()

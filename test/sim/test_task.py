@@ -13,6 +13,7 @@ from wm_node.sim.scene import TABLE_BOUNDS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import (
     EPISODE_TICKS,
+    Reading,
     ScoreKeeper,
     Task,
     is_valid_goal,
@@ -53,6 +54,17 @@ def test_no_target_for_a_mug_that_has_fallen():
     sim.data.qpos[4:7] = [0.9, 0.0, -0.1]
     with pytest.raises(WmError, match="no target"):
         sample_task(sim, np.random.default_rng(0))
+
+
+def test_what_was_read_is_compared_with_what_was_there():
+    keeper = ScoreKeeper(TASK)
+    assert (keeper.score().mug_misread, keeper.score().goal_misread) == (None, None)
+    for off in (0.01, 0.02, 0.5):
+        keeper.note(Reading(mug=(0.3 + off, 0.1), goal=(0.1, 0.04)), mug=(0.3, 0.1))
+    keeper.note(Reading(goal=(0.1, 0.03)), mug=(0.3, 0.1))  # it looked, and read no mug
+    score = keeper.score()
+    assert score.mug_misread == pytest.approx(0.02)
+    assert score.goal_misread == pytest.approx(0.03)
 
 
 def test_five_ticks_in_a_row_within_tolerance_succeed():

@@ -184,8 +184,19 @@ def _line(figures: dict[str, Any]) -> str:
         f"{figures['violations']} violations, "
         f"{figures['falls']} falls, {figures['zone_entries']} zone entries, "
         f"plan p50 {figures['plan_ms']['p50']} ms, p99 {figures['plan_ms']['p99']} ms"
+        + _misread(figures)
         + _stops(figures["gate_stops"])
     )
+
+
+def _misread(figures: dict[str, Any]) -> str:
+    texts = [
+        f"the {name} was read {found['median_cm']:.1f} cm off (median; further off than success "
+        f"allows in {found['beyond_tolerance']} episodes)"
+        for name in ("mug", "goal")
+        if (found := figures.get(f"{name}_misread"))
+    ]
+    return "".join(f"; {text}" for text in texts)
 
 
 def _stops(seconds: dict[str, float]) -> str:

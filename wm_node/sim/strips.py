@@ -1,9 +1,14 @@
-"""Picture strips of episodes: some moments beside each other, the target drawn as a ring."""
+"""Picture strips of episodes: some moments beside each other.
+
+The target is drawn as a ring, black and white; where the policy takes the target to be, as a ring
+of yellow; and where it takes the mug to stand, as a cross of yellow, on the table.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi, sin, tan
+from itertools import pairwise
+from math import pi, tan
 from pathlib import Path
 
 import mujoco
@@ -16,21 +21,24 @@ from wm_node.sim.level import Point
 from wm_node.sim.levels import find_played_level
 from wm_node.sim.scene import CAMERA_FOVY_DEG
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import TOLERANCE_M, EpisodeScore
+from wm_node.sim.task import TOLERANCE_M, EpisodeScore, Reading
 
 FRAMES = 8
 GAP = 4  # pixels between pictures
 SUCCESSES = 3  # strips of the first few, to see what is usual
 RING_POINTS = 48
+Colour = tuple[int, int, int]
 RING_COLOURS = ((255, 255, 255), (0, 0, 0))  # seen on any table
+READ_COLOURS = ((255, 220, 0), (0, 0, 0))
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What an episode looked like: N poses (N, nq) and their times (N,) in s."""
+    """What an episode looked like: N poses (N, nq), their times (N,) in s, what was read then."""
 
     poses: NDArray[np.float64]
     times_s: NDArray[np.float64]
+    readings: tuple[Reading, ...]
 
 
 def project(model: mujoco.MjModel, points: NDArray[np.float64], size: Point) -> list[Point]:
@@ -44,20 +52,38 @@ def project(model: mujoco.MjModel, points: NDArray[np.float64], size: Point) -> 
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def draw_ring(picture: NDArray[np.uint8], sim: TabletopSim, goal: Point) -> NDArray[np.uint8]:
+def draw_ring(
+    picture: NDArray[np.uint8],
+    sim: TabletopSim,
+    goal: Point,
+    colours: tuple[Colour, Colour] = RING_COLOURS,
+) -> NDArray[np.uint8]:
     """Draw the circle within which a mug's centre has reached the target."""
-    angles = np.linspace(0.0, 2 * pi, RING_POINTS + 1).tolist()
-    ring = np.array(
-        [
-            (goal[0] + TOLERANCE_M * cos(angle), goal[1] + TOLERANCE_M * sin(angle), 0.0)
-            for angle in angles
-        ]
-    )
-    places = project(sim.model, ring, sim.camera_size)
+    angles = np.linspace(0.0, 2 * pi, RING_POINTS + 1)
+    ring = np.asarray(goal) + TOLERANCE_M * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _draw(picture, sim, [ring], colours)
+
+
+def draw_cross(picture: NDArray[np.uint8], sim: TabletopSim, place: Point) -> NDArray[np.uint8]:
+    """Draw a cross on the table where a policy takes the mug to stand."""
+    way = np.linspace(-TOLERANCE_M, TOLERANCE_M, RING_POINTS // 2)
+    lines = [np.asarray(place) + np.outer(way, axis) for axis in np.eye(2)]
+    return _draw(picture, sim, lines, READ_COLOURS)
+
+
+def _draw(
+    picture: NDArray[np.uint8],
+    sim: TabletopSim,
+    lines: list[NDArray[np.float64]],
+    colours: tuple[Colour, Colour],
+) -> NDArray[np.uint8]:
+    """Draw dashed lines through points (N, 2) on the table."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    for k in range(RING_POINTS):
-        draw.line([places[k], places[k + 1]], fill=RING_COLOURS[k // 3 % 2], width=2)
+    for line in lines:
+        places = project(sim.model, np.pad(line, ((0, 0), (0, 1))), sim.camera_size)
+        for k, ends in enumerate(pairwise(places)):
+            draw.line(ends, fill=colours[k // 3 % 2], width=2)
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -69,7 +95,13 @@ def strip(sim: TabletopSim, score: EpisodeScore, trace: Trace) -> NDArray[np.uin
     parts: list[NDArray[np.uint8]] = []
     for k in chosen.tolist():
         picture = sim.picture(trace.poses[k], float(trace.times_s[k]))
-        parts += [draw_ring(picture, sim, score.goal), gap]
+        picture = draw_ring(picture, sim, score.goal)
+        reading = trace.readings[k]
+        if reading.goal is not None:
+            picture = draw_ring(picture, sim, reading.goal, READ_COLOURS)
+        if reading.mug is not None:
+            picture = draw_cross(picture, sim, reading.mug)
+        parts += [picture, gap]
     return np.concatenate(parts[:-1], axis=1)
 
 

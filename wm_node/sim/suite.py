@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from wm_node.sim.levels import find_played_level
 from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
 from wm_node.sim.strips import Trace
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import TICK_S, EpisodeScore, ScoreKeeper, Task, task_for_seed
+from wm_node.sim.task import TICK_S, EpisodeScore, Reading, ScoreKeeper, Task, task_for_seed
 
 
 class Policy(Protocol):
@@ -48,6 +48,14 @@ class GatedPolicy(Policy, Protocol):
 
     told: Told
     """What it tells the gate of the command that it returned last."""
+
+
+@runtime_checkable
+class ReadingPolicy(Policy, Protocol):
+    """One that finds mug and target in pictures."""
+
+    reading: Reading
+    """Of the observation that it acted on last."""
 
 
 PolicyFactory = Callable[[], Policy]
@@ -107,6 +115,10 @@ def reference_policy(name: str) -> PolicyFactory:
     return partial(BehaviourPolicy, _REFERENCES[name])
 
 
+def _reading(policy: Policy) -> Reading:
+    return policy.reading if isinstance(policy, ReadingPolicy) else Reading()
+
+
 def run_episode(
     sim: TabletopSim,
     seed: int,
@@ -137,9 +149,11 @@ def run_episode(
     act_ms: list[float] = []
     while not keeper.done:
         observation = loop.observe(policy.uses_frames)
+        mug_x, mug_y, _, _ = sim.mug_pose()
         began = time.perf_counter()
         command = np.asarray(policy.act(observation), dtype=np.float64)
         act_ms.append(1e3 * (time.perf_counter() - began))
+        keeper.note(_reading(policy), (mug_x, mug_y))
         if on_tick is not None:
             on_tick(observation, command)
         if isinstance(loop, GatedLoop):
@@ -212,14 +226,19 @@ class _Settings:
             return run_episode(sim, seed, policy, self.latency_s, None, self.profile), None
         poses: list[NDArray[np.float64]] = []
         times: list[float] = []
+        readings: list[Reading] = []
 
-        def note() -> None:
+        def note(reading: Reading) -> None:
             poses.append(sim.pose())
             times.append(sim.time_s)
+            readings.append(reading)
 
-        score = run_episode(sim, seed, policy, self.latency_s, lambda *_: note(), self.profile)
-        note()  # how it ended
-        return score, Trace(np.array(poses), np.array(times))
+        def on_tick(*_: object) -> None:
+            note(_reading(policy))
+
+        score = run_episode(sim, seed, policy, self.latency_s, on_tick, self.profile)
+        note(Reading())  # how it ended
+        return score, Trace(np.array(poses), np.array(times), tuple(readings))
 
 
 def _work(

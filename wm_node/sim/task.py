@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, hypot, pi, sin
+from math import cos, dist, hypot, pi, sin
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +38,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Where a policy takes mug and target to be, (x, y) in m; None where it does not say."""
+
+    mug: tuple[float, float] | None = None
+    goal: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class EpisodeScore:
     """How an episode went. Distances are between mug and target, in m; ``ticks`` were run.
 
     ``act_ms`` holds the time that the policy took for each tick, where that was measured.
     ``violation`` says that a rule was broken: a fall, an entry into the zone, or a rule of the
     level; ``reason`` says which. Success requires that none was. ``stops`` counts, by reason, the
-    steps in which a safety gate let no command pass, where one was played.
+    steps in which a safety gate let no command pass, where one was played. ``mug_misread`` is how
+    far from the mug the policy took it to be, the median over the ticks, and ``goal_misread`` how
+    far from the target the target; None where the policy did not say.
     """
 
     seed: int
@@ -60,6 +70,8 @@ class EpisodeScore:
     violation: bool = False
     reason: str = ""
     stops: tuple[tuple[str, int], ...] = ()
+    mug_misread: float | None = None
+    goal_misread: float | None = None
 
 
 def path_is_free(
@@ -115,6 +127,8 @@ class ScoreKeeper:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._in_a_row = 0
+        self._misread: list[float] = []
+        self._goal_misread: float | None = None
         self.ticks = 0
         self.success = self.fell = self.zone = False
         self.reason = ""
@@ -138,6 +152,13 @@ class ScoreKeeper:
         if self._in_a_row >= HOLD_TICKS and not self.reason:
             self.success = True
 
+    def note(self, reading: Reading, mug: tuple[float, float]) -> None:
+        """Compare what the policy read with where the mug was when it looked, and the target."""
+        if reading.mug is not None:
+            self._misread.append(dist(reading.mug, mug))
+        if reading.goal is not None:
+            self._goal_misread = dist(reading.goal, self._task.goal)
+
     @property
     def done(self) -> bool:
         """Whether nothing that follows can change the outcome."""
@@ -158,4 +179,6 @@ class ScoreKeeper:
             act_ms=tuple(act_ms),
             violation=bool(self.reason),
             reason=self.reason,
+            mug_misread=float(np.median(self._misread)) if self._misread else None,
+            goal_misread=self._goal_misread,
         )

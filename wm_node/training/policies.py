@@ -37,7 +37,7 @@ from wm_node.sim.loop import DEFAULT_LATENCY_S, Observation
 from wm_node.sim.oracle import SimulatorModel
 from wm_node.sim.suite import demonstration
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import Task
+from wm_node.sim.task import Reading, Task
 
 GOALS = ("state", "image", "clip")
 """How a target may be given: numbers, a picture, or pictures of somebody who does the task."""
@@ -103,6 +103,8 @@ class MpcPolicy:
         """What the node would tell the gate of the last tick."""
         self.plan: Plan | None = None
         """Of the last tick; None where the robot held instead."""
+        self.reading = Reading()
+        """Where mug and target are, as far as the bundle tells from pictures."""
 
     def reset(self, task: Task, sim: TabletopSim) -> None:
         """Begin an episode; a goal picture is taken of the simulator's own scene."""
@@ -180,13 +182,14 @@ class MpcPolicy:
         context = self.observe(observation)
         committed = committed_commands(observation, self._profile)
         settings, goal = self._settings, self._goal
-        self.plan = None
+        self.plan, self.reading = None, self._read(None)
         gated = settings.deployed and settings.safety == "full"
         doubt = self._doubt(observation, context) if gated else Reason.OK
         if doubt is not Reason.OK:
             return self._brake(doubt, committed)
         objective, held = self._planner.objective, self._held
         now = present_values(self.model, objective, goal, context)
+        self.reading = self._read(now)
         if settings.deployed:
             self._held = holds(self.model, objective, goal, context, now, settings.hold, held)
             if self._held:
@@ -212,6 +215,11 @@ class MpcPolicy:
             return self._brake(Reason.RISK, committed)  # the gate would not let it through
         return plan.actions
 
+    def _read(self, now: Floats | None) -> Reading:
+        """Return what was read off pictures: places on the table, as the suite's goals are."""
+        goal = None if self._kind == "state" else self._goal.state
+        return Reading(_place(now), _place(goal))
+
     def _doubt(self, observation: Observation, context: Context) -> Reason:
         """Return why the node would not plan on what it sees, ``OK`` if it would."""
         assert observation.frame is not None
@@ -230,6 +238,10 @@ class MpcPolicy:
         return brake_actions(self._profile, committed[-1])
 
 
+def _place(values: Floats | None) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
 class CloningPolicy(MpcPolicy):
     """Does what the data did on the way to such a goal, without a search: behaviour cloning.
 
@@ -240,6 +252,7 @@ class CloningPolicy(MpcPolicy):
     def act(self, observation: Observation) -> NDArray[np.floating]:
         """Return the proposal's action for the tick in which the command takes effect."""
         context = self.observe(observation)
+        self.reading = self._read(None)
         proposal = self.model.propose_for(context, self.goal)
         profile = self.model.profile
         if proposal is None:

@@ -18,7 +18,7 @@ from wm_node.sim.levels import find_played_level
 from wm_node.sim.seeds import EVALUATION_SEED, VALIDATION_SEED, evaluation_seeds
 from wm_node.sim.strips import Trace, write_strips
 from wm_node.sim.suite import REFERENCE_POLICIES, PolicyFactory, reference_policy, run_suite
-from wm_node.sim.task import EpisodeScore
+from wm_node.sim.task import TOLERANCE_M, EpisodeScore
 from wm_node.statistics import wilson95
 from wm_node.training.policies import CloningPolicy, MpcPolicy, OraclePolicy, PlanSettings
 
@@ -96,11 +96,28 @@ def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
         "final_distance_cm": round(
             float(np.mean([score.final_distance for score in scores])) * 100, 2
         ),
+        **_misread(scores),
         "plan_ms": {
             "p50": round(float(np.percentile(times, 50)), 2),
             "p99": round(float(np.percentile(times, 99)), 2),
         },
     }
+
+
+def _misread(scores: Sequence[EpisodeScore]) -> dict[str, dict[str, float]]:
+    """How far off places were read, for policies that read any: medians over episodes, and more."""
+    figures = {}
+    for name, values in (
+        ("mug_misread", [score.mug_misread for score in scores]),
+        ("goal_misread", [score.goal_misread for score in scores]),
+    ):
+        known = np.array([value for value in values if value is not None])
+        if len(known):
+            figures[name] = {
+                "median_cm": round(100 * float(np.median(known)), 2),
+                "beyond_tolerance": int((known > TOLERANCE_M).sum()),
+            }
+    return figures
 
 
 def _stops(scores: Sequence[EpisodeScore]) -> dict[str, float]:
@@ -121,7 +138,13 @@ def episode_figures(score: EpisodeScore) -> dict[str, Any]:
         "ticks": score.ticks,
         "final_distance_cm": round(100 * score.final_distance, 2),
         "least_distance_cm": round(100 * score.least_distance, 2),
+        "mug_misread_cm": _cm(score.mug_misread),
+        "goal_misread_cm": _cm(score.goal_misread),
     }
+
+
+def _cm(distance: float | None) -> float | None:
+    return None if distance is None else round(100 * distance, 2)
 
 
 def evaluate_suite(
