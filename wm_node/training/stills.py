@@ -19,7 +19,7 @@ from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
 from wm_node.training.sigreg import sigreg
 
-SCATTERED = 0.5
+SCATTERED = 0.75
 """Share of the stills that come from a dataset of their own, where there is one."""
 
 
