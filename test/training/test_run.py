@@ -100,13 +100,13 @@ def test_stills_are_drawn_from_all_episodes_but_those_left_out(dataset: Dataset)
     assert episodes == {number for number in range(22) if not is_left_out(number)}
 
 
-def test_half_of_the_stills_come_from_their_own_dataset(dataset: Dataset) -> None:
+def test_three_quarters_of_the_stills_come_from_their_own_dataset(dataset: Dataset) -> None:
     data, own = (TrainingData(dataset, torch.device("cpu"), 1 << 30) for _ in range(2))
     own.labels = own.labels + 100.0
     drawn = Stills(data, own).draw(400, seed=0, step=0)
     total = data.joints.shape[0]
     of_own = drawn.ticks >= total
-    assert int(of_own.sum()) == 200
+    assert int(of_own.sum()) == 300
     assert torch.equal(drawn.frames, data.frames(drawn.ticks % total))
     wanted = data.labels[drawn.ticks % total] + 100.0 * of_own.unsqueeze(1)
     torch.testing.assert_close(drawn.labels, wanted, equal_nan=True)
