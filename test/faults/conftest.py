@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,21 +188,46 @@ class Bench:
         return self.caller.call(Trigger, name, Trigger.Request(), resend_s=3.0)
 
     def moving(self, speed: float = 0.15) -> list[float]:
-        """Have the arm move steadily towards the middle of its range; return the command."""
-        self.trigger("sim_robot/reset")
-        self.spin(0.1)
-        velocity = [0.0, speed]  # every episode starts on the near side
-        self.tell(values=velocity)
-        self.diagnostics.clear()
-        self.wait(
-            lambda: (
-                len(self.commands) > 15
-                and all(abs(c.value - speed) < 1e-6 for c in self.commands[-15:])
-                and self.speeds[-1].value > self.MOVES
-            ),
-            "the arm did not move",
-        )
+        """Have the arm move steadily towards the middle of its range; return the command.
+
+        It moves for three seconds, then it is at the border: where the machine did not run this
+        process meanwhile, it is sent from the near side again.
+        """
+        velocity = [0.0, speed]
+        for attempt in range(3):
+            self.tell(values=[0.0, 0.0])
+            self.trigger("sim_robot/reset")
+            self.spin(0.1)
+            self.tell(values=velocity)  # every episode starts on the near side
+            self.diagnostics.clear()
+            try:
+                self.wait(partial(self._moves, speed), "the arm did not move", 6.0)
+                break
+            except WmError as error:
+                if attempt == 2:
+                    raise WmError(f"{error}\n{self._heard()}") from error
         return velocity
+
+    def _moves(self, speed: float) -> bool:
+        return (
+            len(self.commands) > 15
+            and all(abs(c.value - speed) < 1e-6 for c in self.commands[-15:])
+            and self.speeds[-1].value > self.MOVES
+        )
+
+    def _heard(self) -> str:
+        """What tells a robot that hears no commands from one that stands at its border."""
+        topics = ("command", "mpc_planner/command")
+        ends = [
+            f"'{name}' has {self.node.count_publishers(name)} publishers and "
+            f"{self.node.count_subscribers(name)} subscribers"
+            for name in topics
+        ]
+        return (
+            f"{len(self.commands)} commands of the gate, the last {self.commands[-3:]}; "
+            f"{self.planned} of the planner; speed {self.speeds[-1:]}; joints {self.positions}; "
+            f"{'; '.join(ends)}."
+        )
 
     def braking_onset(self, speed: float = 0.15) -> float:
         """Wait for the first command slower than ``speed`` since the last full one; its stamp."""
