@@ -27,7 +27,8 @@ FRAMES = 8
 GAP = 4  # pixels between pictures
 SUCCESSES = 3  # strips of the first few, to see what is usual
 RING_POINTS = 48
-Colour = tuple[int, int, int]
+Dashes = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""Two colours, red, green and blue in 0..255, that take turns along a line."""
 RING_COLOURS = ((255, 255, 255), (0, 0, 0))  # seen on any table
 READ_COLOURS = ((255, 220, 0), (0, 0, 0))
 
@@ -56,7 +57,7 @@ def draw_ring(
     picture: NDArray[np.uint8],
     sim: TabletopSim,
     goal: Point,
-    colours: tuple[Colour, Colour] = RING_COLOURS,
+    colours: Dashes = RING_COLOURS,
 ) -> NDArray[np.uint8]:
     """Draw the circle within which a mug's centre has reached the target."""
     angles = np.linspace(0.0, 2 * pi, RING_POINTS + 1)
@@ -75,7 +76,7 @@ def _draw(
     picture: NDArray[np.uint8],
     sim: TabletopSim,
     lines: list[NDArray[np.float64]],
-    colours: tuple[Colour, Colour],
+    colours: Dashes,
 ) -> NDArray[np.uint8]:
     """Draw dashed lines through points (N, 2) on the table."""
     image = Image.fromarray(picture)
