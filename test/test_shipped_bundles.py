@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from wm_node.bundle import load_bundle
+from wm_node.planning.effort import ladder
+from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.ways import ways_of
 from wm_node.profile import load_profile
 from wm_node.resources import BUNDLE, HAZARDS_BUNDLE, LABEL_FREE_BUNDLE, resource
@@ -52,6 +54,17 @@ def test_it_is_small_and_of_the_profile_that_ships(path: Path) -> None:
     # Where the robot may be is the gate's to know: no training depends on it.
     safety = trained.safety.model_copy(update={"space": robot.safety.space})
     assert trained.model_copy(update={"safety": safety}) == robot
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_slow_machine_can_step_down_to_a_third_of_the_search(path: Path) -> None:
+    compiled = [
+        (spec.search.candidates, spec.search.iterations)
+        for spec in load_bundle(path).graphs.values()
+        if spec.search is not None
+    ]
+    sizes = [one.candidates * one.iterations for one in ladder(PlannerConfig(), compiled)]
+    assert 3 * sizes[-1] <= sizes[0]
 
 
 def test_no_round_of_the_label_free_one_saw_a_label() -> None:

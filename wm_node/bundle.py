@@ -66,6 +66,7 @@ class SearchSize:
 
 
 PRESETS = {
+    "plan_brief": SearchSize(candidates=32, iterations=2, seeds=11, elites=4),
     "plan_fast": SearchSize(candidates=64, iterations=3, seeds=11, elites=8),
     "plan_normal": SearchSize(candidates=128, iterations=3, seeds=11, elites=15),
     "plan_thorough": SearchSize(candidates=512, iterations=4, seeds=11, elites=61),

@@ -276,6 +276,7 @@ def test_rollouts_and_drawing_are_computed_in_full_precision(tmp_path: Path) -> 
             "rollout",
             "search",
             "decode",
+            "plan_brief",
             "plan_fast",
             "plan_normal",
             "plan_thorough",
