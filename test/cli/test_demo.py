@@ -32,6 +32,7 @@ KEYS = {
     "level",
     "interventions",
     "plan_ms",
+    "search",
     "frame_to_command_ms",
     "cycles",
     "deadline_misses",
@@ -111,6 +112,8 @@ def test_one_episode_from_start_to_report(
     assert episode["seed"] == evaluation_seeds(3, 1)[0]
     assert 0.07 < episode["start_distance"] < 0.21
     assert summary["cycles"] > 10
+    size, smaller = (summary["search"][name] for name in ("candidates", "steps_down"))
+    assert size == 64 or (size == 32 and smaller > 0)  # on a busy machine plans come late
     assert summary["frames_published"] > 60
     assert summary["frames_received"] == summary["frames_published"]
     # An untrained model succeeds by luck only; whatever the outcome, it is one of these.

@@ -195,6 +195,8 @@ def _episodes(driver: DemoDriver, count: int, console: Console) -> list[Episode]
 
 
 def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
+    from wm_node.reporting.demo import search_size
+
     low, high = summary["success_wilson95"]
     reasons = summary["interventions"]
     steps_in = ", ".join(f"{name} {n}" for name, n in reasons.items()) or "none"
@@ -209,6 +211,8 @@ def _tell(console: Console, summary: dict[str, Any], out: Path) -> None:
         f"{summary['deadline_misses']} deadline misses",
         f"latency      plan p50 {_number(plan['p50'])} ms, p99 {_number(plan['p99'])} ms; frame to "
         f"command p50 {_number(whole['p50'])} ms, p99 {_number(whole['p99'])} ms",
+        f"search       {search_size(summary)} candidates at the end, made smaller "
+        f"{summary['search']['steps_down']} times because plans came late",
         f"frames       {summary['frames_received']} received of "
         f"{summary['frames_published']} published",
         f"bundle       {summary['bundle_sha256'][:16]} on {summary['backend']}",

@@ -79,6 +79,9 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
         "of_limit": share_figures(shares_of_limits(log)),
         "plan_ms": percentiles_of(planner, "plan_ms"),
         "frame_to_command_ms": percentiles_of(planner, "frame_to_command_ms"),
+        "search": {
+            name: count_of(planner, name) for name in ("candidates", "iterations", "steps_down")
+        },
         "cycles": count_of(planner, "cycles"),
         "deadline_misses": count_of(planner, "deadline_misses"),
         "control_hz": _control_rate(log, windows),
@@ -90,6 +93,12 @@ def summarise(run: DemoRun, log: RunLog) -> dict[str, Any]:
             for episode in episodes
         ],
     }
+
+
+def search_size(summary: dict[str, Any]) -> str:
+    """Return how large the last search was, candidates x iterations."""
+    search = summary["search"]
+    return f"{search['candidates']} x {search['iterations']}"
 
 
 def _control_rate(log: RunLog, windows: list[tuple[int, int]]) -> float:
@@ -193,6 +202,7 @@ def _cards(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
             ", ".join(f"{name} {n}" for name, n in stepped_in.items()) or "by the gate",
         ),
         ("plan", _ms(plan["p50"]), f"p99 {_ms(plan['p99'])}"),
+        ("search", search_size(summary), "candidates x iterations, at the end"),
         ("frame to command", _ms(whole["p50"]), f"p99 {_ms(whole['p99'])}"),
         ("deadline misses", _text(misses), share),
         (
