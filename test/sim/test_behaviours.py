@@ -114,3 +114,31 @@ def test_meeting_pushes_meet_what_moves_by_itself_more_often_than_others():
 
 def test_meeting_pushes_are_ordinary_ones_where_nothing_moves_by_itself():
     assert _hit_episodes("meet", "basic", 2) == 0
+
+
+def _ticks_stopped(name: str, level: str, count: int = 6) -> float:
+    """Share of the ticks in which the tip stands although it was driven for two of them."""
+    sim = TabletopSim((160, 120), render=False, level=find_level(level))
+    stopped = []
+    for seed in range(count):
+        sim.reset(seed)
+        rng, behaviour = np.random.default_rng(seed), make_behaviour(name)
+        behaviour.reset(sim, rng)
+        last = np.zeros(2)
+        for _ in range(60):
+            before, command = sim.tip(), behaviour.act(sim, rng)
+            sim.command_tip_velocity(command)
+            sim.advance(0.1)
+            driven = min(np.linalg.norm(command), np.linalg.norm(last)) > 0.06
+            stopped.append(driven and np.linalg.norm(sim.tip() - before) < 0.002)
+            last = command
+    return float(np.mean(stopped))
+
+
+def test_bumps_are_stopped_by_what_stands_in_the_way():
+    assert _ticks_stopped("bump", "clutter") > 4 * _ticks_stopped("aimed", "clutter")
+    assert _ticks_stopped("bump", "basic", 3) < 0.02  # there is nothing to bump into
+
+
+def test_crowding_pushes_hit_what_stands_in_the_way_more_often_than_others():
+    assert _hit_episodes("crowd", "clutter") >= 2 + _hit_episodes("aimed", "clutter")

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--behaviours",
         default=DEFAULT_BEHAVIOURS,
         help="shares of wander, aimed, edge, zone, careful, meet (pushes to where a hand will be), "
+        "crowd (pushes to what stands in the way), bump (the tip runs against it), "
         "and planner and careless, which need a --bundle; careless plans without minding risk; on "
         "level scattered nothing moves",
     )

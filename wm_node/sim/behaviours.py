@@ -6,6 +6,7 @@ next (speed, noise, target); ``act`` returns the tip velocity (2,) in m/s for th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import atan2, cos, hypot, pi, sin
 from typing import Protocol
 
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import MAX_TIP_SPEED
-from wm_node.sim.level import Mover
+from wm_node.sim.level import Disc, Mover
 from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_BOUNDS, TIP_RADIUS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
 
 CONTACT_M = MUG_RADIUS + TIP_RADIUS  # distance of the centres at touch
-PLACES = ("table", "edge", "zone", "mover")
+PLACES = ("table", "edge", "zone", "mover", "obstacle")
 MEET_S = (0.2, 1.8)  # from the present to when a mover is met
 REACH_BACK_M = 0.15  # of what follows a mover's end
 TIP_ALONE_SHARE = 0.35
@@ -163,7 +164,8 @@ class AimedPush:
 
     ``where`` chooses the targets: ``table`` anywhere on it, ``edge`` beyond an edge, ``zone``
     inside the red zone, ``mover`` where something that moves by itself will be, for the mug or, in
-    some pushes, for the tip alone; on the table where a level has no such thing.
+    some pushes, for the tip alone, ``obstacle`` where something stands in the way; on the table
+    where a level has no such thing.
     """
 
     def __init__(self, where: str) -> None:
@@ -205,6 +207,10 @@ class AimedPush:
         mover = sim.setup.mover
         if self._where == "mover" and mover is not None:
             return _meeting_point(mover, sim.time_s + float(rng.uniform(*MEET_S)), rng)
+        if self._where == "obstacle" and sim.setup.obstacles:
+            disc = _one_of(sim.setup.obstacles, rng)
+            jitter = rng.normal(0.0, 0.5 * disc.radius, 2)
+            return disc.x + float(jitter[0]), disc.y + float(jitter[1])
         if self._where == "zone":
             zone = ZONE_BOUNDS
             return float(rng.uniform(zone.x_min, zone.x_max)), float(
@@ -250,6 +256,69 @@ class AimedPush:
                 tip, mug, self._target, self._speed, self._offset, self._clearance
             )
         return np.clip(velocity + self._noise_now, -MAX_TIP_SPEED, MAX_TIP_SPEED)
+
+
+class Bump:
+    """Drives the tip against what stands in the way, leans on it, slides along it and leaves again.
+
+    What contact stops is learnt from contact, which pushes that aim elsewhere seldom have. Where a
+    level has nothing in the way it wanders.
+    """
+
+    def __init__(self) -> None:
+        self._wander = Wander()
+        self._disc: Disc | None = None
+        self._aside = np.zeros(2)
+        self._speed = 0.2
+        self._slide = 0.0
+        self._phase = "approach"
+        self._left = 0
+        self._noise = 0.02
+        self._noise_now = np.zeros(2)
+
+    def reset(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        """Draw how noisy the episode is, and what is bumped into first."""
+        self._wander.reset(sim, rng)
+        self._noise = float(rng.choice([0.0, 0.02, 0.05]))
+        self._noise_now = np.zeros(2)
+        self._new_bump(sim, rng)
+
+    def _new_bump(self, sim: TabletopSim, rng: np.random.Generator) -> None:
+        obstacles = sim.setup.obstacles
+        self._disc = _one_of(obstacles, rng) if obstacles else None
+        self._speed = float(rng.uniform(0.06, MAX_TIP_SPEED))
+        self._aside = rng.uniform(-0.8, 0.8, 2)  # in radii: glancing, too
+        self._slide = float(rng.uniform(-1.3, 1.3))
+        self._phase, self._left = "approach", int(rng.integers(15, 35))
+
+    def act(self, sim: TabletopSim, rng: np.random.Generator) -> Vector:
+        """Return the velocity of the present phase, with noise."""
+        disc = self._disc
+        if disc is None:
+            return self._wander.act(sim, rng)
+        tip = sim.tip()
+        way = np.array([disc.x, disc.y]) + self._aside * disc.radius - tip
+        near = hypot(disc.x - tip[0], disc.y - tip[1]) < disc.radius + TIP_RADIUS + 0.005
+        self._left -= 1
+        if self._phase == "approach" and near:
+            self._phase, self._left = "lean", int(rng.integers(3, 16))
+        elif self._phase == "lean" and self._left <= 0:
+            self._phase, self._left = "leave", int(rng.integers(3, 11))
+            self._slide = float(rng.uniform(-1.5, 1.5))
+        elif self._left <= 0:
+            self._new_bump(sim, rng)
+        heading = atan2(way[1], way[0])
+        if self._phase == "lean":
+            heading += self._slide
+        elif self._phase == "leave":
+            heading += pi + self._slide
+        self._noise_now = 0.7 * self._noise_now + rng.normal(0.0, 0.71 * self._noise, 2)
+        velocity = self._speed * np.array([cos(heading), sin(heading)]) + self._noise_now
+        return np.clip(velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
+
+
+def _one_of(discs: Sequence[Disc], rng: np.random.Generator) -> Disc:
+    return discs[int(rng.integers(len(discs)))]
 
 
 def _meeting_point(mover: Mover, time_s: float, rng: np.random.Generator) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wm_node.errors import WmError
-from wm_node.sim.behaviours import AimedPush, Behaviour, Wander
+from wm_node.sim.behaviours import AimedPush, Behaviour, Bump, Wander
 from wm_node.sim.careful import CarefulPushes
 
 
@@ -28,8 +28,14 @@ class Mix:
 PLANNER, CARELESS = "planner", "careless"
 PLANNED = (PLANNER, CARELESS)
 """Names of the behaviours that plan with a bundle: :mod:`wm_node.training.planned_play`."""
-_PUSHES = {"aimed": "table", "edge": "edge", "zone": "zone", "meet": "mover"}
-BEHAVIOURS = ("wander", "careful", *_PUSHES)
+_PUSHES = {
+    "aimed": "table",
+    "edge": "edge",
+    "zone": "zone",
+    "meet": "mover",
+    "crowd": "obstacle",
+}
+BEHAVIOURS = ("wander", "careful", "bump", *_PUSHES)
 DEFAULT_MIX = Mix({"wander": 0.25, "aimed": 0.40, "edge": 0.22, "zone": 0.13})
 
 
@@ -43,6 +49,8 @@ def make_behaviour(name: str) -> Behaviour:
         return Wander()
     if name == "careful":
         return CarefulPushes()
+    if name == "bump":
+        return Bump()
     if name in _PUSHES:
         return AimedPush(_PUSHES[name])
     raise WmError(f"there is no behaviour '{name}'; use one of {', '.join(BEHAVIOURS)}.")
