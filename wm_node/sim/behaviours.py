@@ -95,6 +95,11 @@ def push_velocity(
     return velocity if norm <= speed else velocity * (speed / norm)
 
 
+def next_noise(noise: Vector, deviation: float, rng: np.random.Generator) -> Vector:
+    """Return the next noise (2,): 0.7 of it lasts, and its deviation stays."""
+    return 0.7 * noise + rng.normal(0.0, 0.71 * deviation, 2)
+
+
 def _positions(sim: TabletopSim) -> tuple[tuple[float, float], tuple[float, float]]:
     tip, mug = sim.tip(), sim.mug_pose()
     return (float(tip[0]), float(tip[1])), (mug[0], mug[1])
@@ -243,7 +248,7 @@ class AimedPush:
                 self._new_push(sim, rng)
         if hypot(mug[0] - self._target[0], mug[1] - self._target[1]) < 0.015:
             self._new_push(sim, rng)
-        self._noise_now = 0.7 * self._noise_now + rng.normal(0.0, 0.71 * self._noise, 2)
+        self._noise_now = next_noise(self._noise_now, self._noise, rng)
         if self._mode == "pause":
             return np.zeros(2)
         if self._mode == "wander":
@@ -312,7 +317,7 @@ class Bump:
             heading += self._slide
         elif self._phase == "leave":
             heading += pi + self._slide
-        self._noise_now = 0.7 * self._noise_now + rng.normal(0.0, 0.71 * self._noise, 2)
+        self._noise_now = next_noise(self._noise_now, self._noise, rng)
         velocity = self._speed * np.array([cos(heading), sin(heading)]) + self._noise_now
         return np.clip(velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
 

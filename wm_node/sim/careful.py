@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import MAX_TIP_SPEED
-from wm_node.sim.behaviours import CONTACT_M, push_velocity
+from wm_node.sim.behaviours import CONTACT_M, next_noise, push_velocity
 from wm_node.sim.level import Disc, Mover, Point, along
 from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_BOUNDS, TIP_RADIUS, ZONE_BOUNDS
 from wm_node.sim.tabletop import TabletopSim
@@ -157,7 +157,7 @@ class CarefulPushes:
         """Return the tip velocity (2,) in m/s for the next tick."""
         if dist(_place(sim), self._push.goal) < ARRIVED_M and not sim.fell():
             self._aim_anew(sim, rng)
-        self._noise = 0.7 * self._noise + rng.normal(0.0, 0.71 * self._deviation, 2)
+        self._noise = next_noise(self._noise, self._deviation, rng)
         velocity = self._push.act(sim, rng) + self._noise
         return np.clip(velocity, -MAX_TIP_SPEED, MAX_TIP_SPEED)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wm_node.bundle import PRESETS
 from wm_node.errors import WmError
 from wm_node.planning.planner import PlannerConfig
 from wm_node.sim.behaviours import Behaviour
@@ -30,7 +31,8 @@ BRINK_SHARE = 0.5  # of the targets, those nearest to the table's edge of as man
 BRINK_DRAWS = 6
 # The smallest search that bundles hold as a graph: it pushes as well as the default, and what takes
 # most of the time of collecting takes a third of it.
-SEARCH = PlannerConfig(candidates=32, iterations=2)
+BRIEF = PRESETS["plan_brief"]
+SEARCH = PlannerConfig(BRIEF.candidates, BRIEF.iterations)
 
 
 def draw_target(sim: TabletopSim, rng: np.random.Generator) -> Task:
