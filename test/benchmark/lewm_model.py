@@ -8,9 +8,10 @@ are the defaults of ``galilai-group/stable-worldmodel``. What differs is said wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Protocol
 
 import numpy as np
-import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,10 +24,25 @@ BLOCK_TICKS = 5  # actions of one step
 PATCH = 8  # theirs is 14 of 224 pixels; of our 64 this leaves 64 patches
 SIGREG_WEIGHT, DIRECTIONS = 0.18, 1024  # their 0.09: our statistic counts one side of the integral
 DROPOUT = 0.1
+WAYS = ("products", "fused", "sums", "compiled-products", "compiled-sums", "eager")
+"""Of a search on a device: attention as what, a step fused by torch.compile or not; eager: as
+products, without a captured graph. What is searched is the same."""
 
 Floats = NDArray[np.float32]
 Rollout = Callable[[Floats, Floats], Floats]
 """(1, W) present latent, (N, steps, A) actions -> (N, W) latents at the end."""
+
+
+class Search(Protocol):
+    """What plans."""
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode, with noise of its own."""
+
+    def __call__(
+        self, present: Tensor, goal: Tensor, mean: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(1, W) latents and the (steps, A) to start from -> actions (steps, A), normalised."""
 
 
 class ViT(nn.Module):
@@ -54,6 +70,9 @@ class ViT(nn.Module):
 
 class Block(nn.Module):
     """AdaLN-zero block: attention and perceptron, both modulated by the action."""
+
+    attention = "products"
+    """Or ``fused`` or ``sums``, for inference alone: the same, in other kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,9 +104,15 @@ class Block(nn.Module):
             part.view(count, tokens, HEADS, HEAD).transpose(1, 2)
             for part in self.qkv(x).chunk(3, -1)
         )
-        weights = (q @ k.transpose(-1, -2) * HEAD**-0.5 + mask).softmax(-1)
-        weights = nn.functional.dropout(weights, DROPOUT, self.training)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        if self.attention == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif self.attention == "sums":
+            scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) * HEAD**-0.5 + mask
+            mixed = (scores.softmax(-1).unsqueeze(-1) * v.unsqueeze(2)).sum(3)
+        else:
+            weights = (q @ k.transpose(-1, -2) * HEAD**-0.5 + mask).softmax(-1)
+            mixed = nn.functional.dropout(weights, DROPOUT, self.training) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Projector(nn.Module):
@@ -184,8 +209,110 @@ def plan(
     return mean
 
 
+class HostSearch:
+    """:func:`plan` with a rollout."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self._rollout = rollout
+
+    def reset(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def __call__(
+        self, present: Tensor, goal: Tensor, mean: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        return plan(self._rollout, present.numpy(), goal.numpy(), mean, self._random)
+
+
+class DeviceSearch:
+    """The search of :func:`plan` on a device, where the host waits for nothing but its end.
+
+    Noise, rollouts, choice and refit are the device's. On CUDA an iteration is captured as a graph
+    once, in which nothing is left to launch, and replayed. Products are in bf16 if ``narrow``.
+    """
+
+    def __init__(
+        self,
+        net: Predictor,
+        action: int,
+        device: torch.device,
+        way: str = WAYS[0],
+        narrow: bool = True,
+    ) -> None:
+        self._net = deepcopy(net).eval().requires_grad_(False).to(device)
+        for module in self._net.modules():
+            if isinstance(module, Block):
+                module.attention = way.removeprefix("compiled-")
+            if isinstance(module, nn.Linear) and narrow:
+                module.to(torch.bfloat16)  # once, not at each call
+        if way.startswith("compiled-"):
+            self._net.step = torch.compile(self._net.step, dynamic=False)  # type: ignore[method-assign]
+        self._kind, self._narrow = device.type, narrow
+        self._random = torch.Generator(device)
+        self._noise = torch.zeros(ITERATIONS, SAMPLES, STEPS, action, device=device)
+        self._number = torch.zeros(1, dtype=torch.long, device=device)
+        self._mean = torch.zeros(STEPS, action, device=device)
+        self._deviation = torch.ones_like(self._mean)
+        self._present = torch.zeros(1, WIDTH, device=device)
+        self._goal = torch.zeros_like(self._present)
+        captures = device.type == "cuda" and way != "eager"
+        self._iterate = self._captured() if captures else self._iteration
+
+    def _captured(self) -> Callable[[], None]:
+        """Return what replays an iteration."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # compiles and chooses kernels, which a capture must not
+                self._iteration()
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._iteration()
+        return self._graph.replay
+
+    @torch.no_grad()
+    def _iteration(self) -> None:
+        noise = self._noise.index_select(0, self._number)[0]
+        drawn = self._mean + self._deviation * noise
+        drawn[0].copy_(self._mean)
+        with torch.autocast(self._kind, torch.bfloat16, self._narrow, cache_enabled=False):
+            ends = self._net(self._present, drawn)
+        cost = ((ends.float() - self._goal) ** 2).mean(-1)
+        best = drawn.index_select(0, cost.topk(ELITES, largest=False, sorted=False).indices)
+        self._mean.copy_(best.mean(0))
+        self._deviation.copy_(best.std(0, correction=0))
+        self._number.add_(1)
+
+    def reset(self, seed: int) -> None:
+        self._random.manual_seed(seed)
+
+    def __call__(
+        self,
+        present: Tensor,
+        goal: Tensor,
+        mean: NDArray[np.float64],
+        noise: Tensor | None = None,
+    ) -> NDArray[np.float64]:
+        """``noise`` (iterations, samples, steps, A) takes the place of the search's own."""
+        if noise is None:
+            self._noise.normal_(generator=self._random)
+        else:
+            self._noise.copy_(noise)
+        self._present.copy_(present)
+        self._goal.copy_(goal)
+        self._mean.copy_(torch.from_numpy(mean))
+        self._deviation.fill_(1.0)
+        self._number.zero_()
+        for _ in range(ITERATIONS):
+            self._iterate()
+        return self._mean.double().cpu().numpy()
+
+
 def rollouts(net: Predictor, threads: int, action: int) -> dict[str, Rollout]:
     """Every way to run the rollout here: OpenVINO and torch, in fp32 and, where native, bf16."""
+    import openvino as ov  # not there on machines that plan on their GPU
+
     native = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     kinds = ["f32", "bf16"] if "BF16" in native else ["f32"]
     example = (torch.zeros(1, WIDTH), torch.zeros(SAMPLES, STEPS, action))
