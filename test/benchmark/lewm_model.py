@@ -266,10 +266,10 @@ class DeviceSearch:
             for _ in range(3):  # compiles and chooses kernels, which a capture must not
                 self._iteration()
         torch.cuda.current_stream().wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._iteration()
-        return self._graph.replay
+        return graph.replay
 
     @torch.no_grad()
     def _iteration(self) -> None:
@@ -288,17 +288,9 @@ class DeviceSearch:
         self._random.manual_seed(seed)
 
     def __call__(
-        self,
-        present: Tensor,
-        goal: Tensor,
-        mean: NDArray[np.float64],
-        noise: Tensor | None = None,
+        self, present: Tensor, goal: Tensor, mean: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """``noise`` (iterations, samples, steps, A) takes the place of the search's own."""
-        if noise is None:
-            self._noise.normal_(generator=self._random)
-        else:
-            self._noise.copy_(noise)
+        self._noise.normal_(generator=self._random)
         self._present.copy_(present)
         self._goal.copy_(goal)
         self._mean.copy_(torch.from_numpy(mean))

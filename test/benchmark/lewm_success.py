@@ -46,15 +46,17 @@ from torch import Tensor
 
 from wm_node.data.dataset import Dataset
 from wm_node.data.images import resize_area
+from wm_node.errors import WmError
 from wm_node.json_file import write_json
 from wm_node.profile import RobotProfile, load_profile
-from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
+from wm_node.sim.loop import Observation
 from wm_node.sim.seeds import evaluation_seeds
 from wm_node.sim.suite import run_suite
 from wm_node.sim.tabletop import TabletopSim
-from wm_node.sim.task import EPISODE_TICKS, TICK_S, EpisodeScore, Task, task_for_seed
+from wm_node.sim.task import EpisodeScore, Task, task_for_seed
 from wm_node.statistics import wilson95
 from wm_node.training.data import TrainingData, is_left_out, prefetch
+from wm_node.training.loop import find_device
 from wm_node.training.policies import MpcPolicy
 
 FILE = "lewm.safetensors"
@@ -64,7 +66,6 @@ RATE, DECAY, CLIP = 3e-4, 1e-3, 1.0
 WARM_UP = 0.01  # share of the time
 CHECK_S = 10.0
 PLANS = {"cpu": 2, "cuda": 20}  # timed
-CAMERA_SIZE = (320, 240)
 
 
 def batches(data: TrainingData, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -211,7 +212,7 @@ class LeWmPolicy:
 
     def plan_times(self, seed: int, count: int) -> list[float]:
         """Seconds of each of some plans from the beginning of an episode, after one to warm up."""
-        sim = TabletopSim(CAMERA_SIZE, True)
+        sim = TabletopSim()
         self.reset(task_for_seed(sim, seed), sim)
         present = self._encode(sim.render())
         sim.close()
@@ -225,29 +226,6 @@ def _taken_s(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def act_times(policy: MpcPolicy, seed: int, count: int) -> list[float]:
-    """Seconds of each of ours' first ticks of an episode that plan, after a few to warm up.
-
-    The frame's encoding is in them.
-    """
-    sim = TabletopSim(CAMERA_SIZE, True)
-    policy.reset(task_for_seed(sim, seed), sim)
-    loop = ClosedLoop(sim, DEFAULT_LATENCY_S)
-    taken: list[float] = []
-    for tick in range(EPISODE_TICKS):
-        if len(taken) == count:
-            break
-        observation = loop.observe(True)
-        began = time.perf_counter()
-        command = policy.act(observation)
-        if policy.plan is not None and tick >= 5:
-            taken.append(time.perf_counter() - began)
-        loop.command(np.asarray(command, dtype=np.float64))
-        loop.advance(TICK_S)
-    sim.close()
-    return taken
 
 
 def plans_s(
@@ -302,10 +280,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory-gb", type=float, default=8.0, help="for frames, on the device")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here.")
+    try:
+        args.device = find_device(args.device)
+    except WmError as error:
+        parser.error(str(error))
     if not (args.out / FILE).exists() and args.dataset is None:
         parser.error(f"{args.out} holds no weights yet: give the --dataset to train on.")
     args.batch = args.batch or BATCH[args.device]
@@ -324,7 +302,7 @@ def main() -> None:
         del data  # its frames would stay on the GPU
     training = args.out / "training.json"
     figures: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": name_of(torch.device("cpu")),
         "device": name_of(device),
         "torch": torch.__version__,
         "threads": args.threads,
@@ -352,8 +330,8 @@ def main() -> None:
     if not args.skip_ours:
         make_ours = partial(MpcPolicy, args.bundle, args.backend, "image")
         scores = run_suite(make_ours, seeds, args.workers, on_score=progress)
-        times = act_times(make_ours(), seeds[0], 20)
-        show("ours", scores, float(np.median(times)) if times else None)
+        (alone,) = run_suite(make_ours, seeds[:1])  # a tick, with the frame's encoding
+        show("ours", scores, float(np.median(alone.act_ms)) / 1e3)
         torch.set_num_threads(args.threads)  # the torch backend sets its own
     profile = load_profile("tabletop")
     share = max(1, args.threads // args.workers)

@@ -29,7 +29,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -37,7 +36,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -49,12 +47,12 @@ from scipy.optimize import least_squares
 from wm_node.bundle import load_bundle
 from wm_node.data.dataset import Dataset
 from wm_node.errors import WmError
+from wm_node.json_file import write_json
 from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle, round_matrices
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
 from wm_node.sim.seeds import VALIDATION_SEED
-from wm_node.training import loop
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import Split, TrainingData
 from wm_node.training.dynamics_phase import (
@@ -65,9 +63,9 @@ from wm_node.training.dynamics_phase import (
     validate,
 )
 from wm_node.training.encoder_phase import encode_all
-from wm_node.training.loop import Recorder, default_threads, run_phase
+from wm_node.training.loop import Recorder, default_threads, find_device, run_phase
 from wm_node.training.recipe import Recipe, load_recipe
-from wm_node.training.run import DYNAMICS_HEADS
+from wm_node.training.run import DYNAMICS_PARTS
 from wm_node.training.suite_evaluation import evaluate_suite
 
 RUNS, LATENTS, PREDICTION, WEIGHTS = "runs.jsonl", "latents.npy", "prediction.json", "weights"
@@ -76,7 +74,6 @@ HELD_OUT = (384, 8000)  # predicted before it is trained
 HIDDEN_PER_WIDTH = 8 / 3
 ERRORS = ("latent_mse", "mug_moved_cm", "failure")
 FRAMES_BYTES = 8 * 2**30  # kept in memory while they are encoded
-TRAINED = ("dynamics.", *(f"heads.{name}." for name in DYNAMICS_HEADS))
 
 Doubles = NDArray[np.float64]
 Row = dict[str, Any]
@@ -134,7 +131,7 @@ def network(bundle: Path, width: int) -> WorldModelNet:
     net = WorldModelNet(
         Dims.of(source.profile), replace(config, width=width, transition_hidden=hidden)
     )
-    kept = {name: v for name, v in old.state_dict().items() if not name.startswith(TRAINED)}
+    kept = {name: v for name, v in old.state_dict().items() if not name.startswith(DYNAMICS_PARTS)}
     net.load_state_dict(kept, strict=False)
     freeze_encoder(net)
     return net
@@ -172,11 +169,6 @@ def inputs(dataset: Path, latents: Path, device: torch.device) -> tuple[Training
     return data, torch.from_numpy(values).to(device)
 
 
-def precision(study: Study) -> AbstractContextManager[Any]:
-    """Return what makes training use fp32 where it was asked for."""
-    return patch.object(loop, "precision", lambda _: nullcontext()) if study.fp32 else nullcontext()
-
-
 def train(study: Study, run: Run) -> Row:
     """Train on the first episodes, validate, keep and play: what one worker does of a study."""
     torch.set_num_threads(study.threads)
@@ -190,9 +182,10 @@ def train(study: Study, run: Run) -> Row:
     windows.split = Split(starts, windows.split.validation)
     phase = dynamics_phase(windows, recipe, run.seed, None)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, precision(study):
+    with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder), lambda *_: None)
-        run_phase(phase, run.seed, device, recorder, recipe.weight_decay, recipe.clip)
+        decay, clip = recipe.weight_decay, recipe.clip
+        run_phase(phase, run.seed, device, recorder, decay, clip, mixed=not study.fp32)
         recorder.close()
     seconds = time.monotonic() - began
     set_correction_gain(windows)
@@ -223,7 +216,7 @@ def save(net: WorldModelNet, calibration: dict[str, Any], path: Path) -> None:
     round_matrices(net)
     tensors = {}
     for name, tensor in net.state_dict().items():
-        if name.startswith(TRAINED) or name == "correction_gain":
+        if name.startswith(DYNAMICS_PARTS) or name == "correction_gain":
             half = tensor.half()
             exact = torch.equal(half.float(), tensor)
             tensors[name] = (half if exact else tensor).contiguous().cpu()
@@ -343,16 +336,6 @@ def is_held_out(row: Row, prediction: Row) -> bool:
     return (row["width"], row["episodes"]) == held_out
 
 
-def device_of(name: str) -> str:
-    """Return the device that ``--device`` means."""
-    usable = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if usable else "cpu"
-    if name == "cuda" and not usable:
-        raise WmError("no CUDA device is available here; use --device auto or cpu.")
-    return name
-
-
 def plays_of(args: argparse.Namespace) -> Plays:
     """Share the cores out among workers that play."""
     return Plays(args.plays, args.backend, max(1, default_threads() // args.workers))
@@ -380,7 +363,7 @@ def run_study(args: argparse.Namespace) -> None:
         bundle=args.bundle,
         out=args.out,
         recipe=replace(load_recipe(args.recipe), dynamics_steps=args.steps, hard_share=0.0),
-        device=device_of(args.device),
+        device=find_device(args.device),
         threads=threads,
         fp32=args.fp32,
         save=args.save,
@@ -532,7 +515,7 @@ def fit(args: argparse.Namespace) -> None:
             }
         figures[key]["best_by_flop"] = best_by_flop(rows, key)
     print(json.dumps(figures, indent=2))
-    replace_text(args.out / "fit.json", json.dumps(figures, indent=2))
+    write_json(args.out / "fit.json", figures)
     if args.picture is not None:
         draw(rows, args.picture)
 
@@ -564,19 +547,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     ]
     figure, axes = plt.subplots(len(keys), 3, figsize=(14, 4 * len(keys)), squeeze=False)
     for line, key in enumerate(keys):
-        played = [row for row in rows if key in row]
+        scored = [row for row in rows if key in row]
         for axis, (x, common, label) in zip(axes[line], columns, strict=True):
-            for value in sorted({row[common] for row in played}):
-                mine = [row for row in played if row[common] == value]
+            for value in sorted({row[common] for row in scored}):
+                mine = [row for row in scored if row[common] == value]
                 counts = sorted({row[x] for row in mine})
                 means = [np.mean([r[key] for r in mine if r[x] == count]) for count in counts]
                 (drawn,) = axis.plot(counts, means, "o-", label=f"{common} {value}")
                 points = [r[x] for r in mine], [r[key] for r in mine]
                 axis.plot(*points, ".", color=drawn.get_color(), markersize=3)
-            counts = sorted({row[x] for row in played})
+            counts = sorted({row[x] for row in scored})
             if x == "flop":
                 best = max if key == "success" else min
-                least = [best(r[key] for r in played if r[x] == count) for count in counts]
+                least = [best(r[key] for r in scored if r[x] == count) for count in counts]
                 axis.plot(counts, least, "k*--", label="best")
             axis.set(xscale="log", xlabel=label, ylabel=labels[key])
             if key != "success":

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wm_node.errors import WmError
 from wm_node.json_file import write_json
 
 
@@ -69,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from wm_node.training import ranks
+    from wm_node.training.loop import find_device
 
-    device = _device(args.device)
+    device = find_device(args.device)
     with ranks.group(torch.device(device)):
         return _train(args, device)
 
@@ -155,13 +155,3 @@ def _train(args: argparse.Namespace, device: str) -> int:
         f"wrote {bundle.path} ({figures['bytes'] / 1e6:.1f} MB, sha256 {bundle.sha256[:12]})"
     )
     return 0
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise WmError(f"device '{name}' is not available here; use --device auto or cpu.")
-    return name

@@ -191,6 +191,7 @@ def run_phase(
     start: int = 0,
     optimiser_state: Mapping[str, Tensor] | None = None,
     save: Callable[[dict[str, Tensor], int], None] | None = None,
+    mixed: bool = True,
 ) -> None:
     """Run a phase from step ``start`` to its end.
 
@@ -204,6 +205,7 @@ def run_phase(
         start: step to go on from.
         optimiser_state: moments by ``<index>.<name>``, from a checkpoint.
         save: called now and then with the optimiser's tensors and the next step.
+        mixed: whether precision may be mixed, see :func:`precision`; False: all of it in fp32.
 
     Raises:
         WmError: the loss is not finite.
@@ -226,7 +228,7 @@ def run_phase(
         for group in optimiser.param_groups:
             group["lr"] = phase.rate * schedule(step, phase.steps)
         batch = next(batches)
-        with precision(device):
+        with precision(device) if mixed else nullcontext():
             losses = phase.losses(batch, step)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
@@ -287,3 +289,16 @@ def _restore_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Ten
 def default_threads() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def find_device(name: str) -> str:
+    """Return the device, ``cpu`` or ``cuda``, that a ``--device`` means; ``auto``: a GPU if any.
+
+    Raises:
+        WmError: it is unknown or not here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise WmError(f"device '{name}' is not available here; use --device auto or cpu.")
+    return name

@@ -46,6 +46,8 @@ DYNAMICS_SIZES = ("width", "layers", "heads", "transition_blocks", "transition_h
 """Sizes in which the recipe may differ from the bundle that a run starts from."""
 DYNAMICS_HEADS = ("state", "risk", "joints", "disagreement", "likelihood")
 """Heads that are trained with the dynamics."""
+DYNAMICS_PARTS = ("dynamics.", *(f"heads.{name}." for name in DYNAMICS_HEADS))
+"""How the names of all that is trained with them begin."""
 FUTURES_PARTS = ("dynamics.codes", "heads.likelihood.")
 SNAPSHOTS = (0.7, 0.85, 1.0)
 """Shares of the dynamics phase after which a candidate checkpoint is kept."""
@@ -230,10 +232,7 @@ class _Run:
                 }
 
     def _dynamics_state(self) -> dict[str, Tensor]:
-        wanted = tuple(
-            f"{part}." for part in ("dynamics", *(f"heads.{name}" for name in DYNAMICS_HEADS))
-        )
-        return {k: v for k, v in self.net.state_dict().items() if k.startswith(wanted)}
+        return {k: v for k, v in self.net.state_dict().items() if k.startswith(DYNAMICS_PARTS)}
 
     def choose_snapshot(self) -> None:
         """Keep the checkpoint that plans best; without a simulator the last one."""
