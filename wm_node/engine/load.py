@@ -34,6 +34,12 @@ def _torch(bundle: Bundle, threads: int) -> Engine:
     return TorchEngine(bundle, threads)
 
 
+def _torch_cuda(bundle: Bundle, threads: int) -> Engine:
+    from wm_node.engine.torch_cuda_backend import TorchCudaEngine
+
+    return TorchCudaEngine(bundle, threads)
+
+
 def _tensorrt(bundle: Bundle, threads: int, precision: str = "fp32") -> Engine:
     from wm_node.engine.tensorrt_backend import TensorRtEngine
 
@@ -43,6 +49,7 @@ def _tensorrt(bundle: Bundle, threads: int, precision: str = "fp32") -> Engine:
 BACKENDS: dict[str, Callable[[Bundle, int], Engine]] = {
     "openvino": _openvino,
     "torch": _torch,
+    "torch-cuda": _torch_cuda,
     "tensorrt": _tensorrt,
     "tensorrt-fp16": partial(_tensorrt, precision="fp16"),
 }
@@ -53,8 +60,8 @@ def load_engine(bundle: Bundle, backend: str = "openvino", threads: int = 1) -> 
 
     Args:
         bundle: a checked bundle.
-        backend: ``openvino`` (CPU default), ``torch`` (reference), ``tensorrt`` or
-            ``tensorrt-fp16`` (NVIDIA GPUs; not yet executed on one).
+        backend: ``openvino`` (CPU default), ``torch`` (reference), and for NVIDIA GPUs, not yet
+            executed on one as they are: ``torch-cuda``, ``tensorrt``, ``tensorrt-fp16``.
         threads: CPU threads that inference may use.
 
     Raises:

@@ -16,6 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 GEMM_SIDE = 1536
 """Of the square matrices whose product measures the rate: far more work than any overhead."""
+GPU_GEMM_SIDE = 8192
 COPY_BYTES = 1 << 28
 """Far beyond the last cache."""
 
@@ -96,6 +97,26 @@ def measure_rates(threads: int, precision: str = "f32") -> MachineRates:
     target = np.empty_like(source)
     copy = _fastest(lambda: np.copyto(target, source), 4)
     return MachineRates(2 * side**3 / product, 2 * COPY_BYTES / copy, 2 if narrow else 4)
+
+
+def measure_gpu_rates() -> MachineRates:
+    """Measure the rates of torch's first GPU, in fp32 without TF32; takes about a second."""
+    import torch
+
+    def timed(call: Callable[[], object]) -> float:
+        def finished() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return _fastest(finished, 8)
+
+    side = GPU_GEMM_SIDE
+    left, right = torch.rand(2, side, side, device="cuda")
+    source = torch.ones(COPY_BYTES // 4, device="cuda")
+    target = torch.empty_like(source)
+    product = timed(lambda: torch.mm(left, right))
+    copy = timed(lambda: target.copy_(source))
+    return MachineRates(2 * side**3 / product, 2 * COPY_BYTES / copy)
 
 
 def _fastest(call: Callable[[], object], times: int) -> float:

@@ -30,7 +30,11 @@ class JointLabels(nn.Module):
         super().__init__()
         degree = 3 if dims.joints <= MANY_JOINTS else 2
         terms = list(combinations_with_replacement(range(dims.joints + 1), degree))
-        self._factors = [[term[k] for term in terms] for k in range(degree)]
+        self._degree = degree
+        for k in range(degree):
+            # Where the weights are: a list as an index is copied from the host at each call.
+            factor = torch.tensor([term[k] for term in terms])
+            self.register_buffer(f"factor_{k}", factor, persistent=False)
         labels = max(dims.labels, 1)
         self.register_buffer("weight", torch.zeros(len(terms), labels))
         self.register_buffer("determined", torch.zeros(labels))
@@ -40,9 +44,9 @@ class JointLabels(nn.Module):
     def features(self, joints: Tensor) -> Tensor:
         """(..., J) normalised -> (..., F): all products of up to ``degree`` of the joints."""
         extended = torch.cat([torch.ones_like(joints[..., :1]), joints], dim=-1)
-        product = extended[..., self._factors[0]]
-        for factor in self._factors[1:]:
-            product = product * extended[..., factor]
+        product = extended[..., self.get_buffer("factor_0")]
+        for k in range(1, self._degree):
+            product = product * extended[..., self.get_buffer(f"factor_{k}")]
         return product
 
     def forward(self, joints: Tensor, labels: Tensor) -> Tensor:

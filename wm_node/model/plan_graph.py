@@ -153,10 +153,10 @@ def _costs(
     aim, push, risk = zero, zero, zero
     if columns.goal:
         state = outcome["state"]
-        distance = _norm(state[..., list(columns.goal)] - goal) / tolerance
+        distance = _norm(_take(state, columns.goal) - goal) / tolerance
         aim = weights[0] * (0.5 * distance[:, -1] + 0.5 * distance.mean(-1))
         if columns.object:
-            item, tool = state[..., list(columns.object)], state[..., list(columns.tool)]
+            item, tool = _take(state, columns.object), _take(state, columns.tool)
             towards = goal - item
             way = _norm(towards)
             behind = item - standoff * towards / way.clamp_min(1e-6).unsqueeze(-1)
@@ -173,6 +173,11 @@ def _costs(
     latents = outcome["future_latents"].abs().sum((1, 2))
     sound = (cost.abs() < NOT_FINITE) & (latents < NOT_FINITE)
     return torch.where(sound, cost, torch.full_like(cost, NOT_FINITE)), terms
+
+
+def _take(state: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Columns by slices: a list as an index would be copied from the host at each call."""
+    return torch.cat([state[..., k : k + 1] for k in columns], dim=-1)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ import psutil
 
 from wm_node.bundle import Bundle
 from wm_node.engine.load import load_engine, read_golden
-from wm_node.engine.roofline import MachineRates, Work, graph_work, measure_rates
+from wm_node.engine.roofline import (
+    MachineRates,
+    Work,
+    graph_work,
+    measure_gpu_rates,
+    measure_rates,
+)
 from wm_node.planning.objective import Goal, Weights
 from wm_node.planning.planner import MpcPlanner, PlannerConfig
 from wm_node.planning.world_model import Context, WorldModel
@@ -66,7 +72,8 @@ def time_bundle(
         at the end.
     """
     model = WorldModel(bundle, load_engine(bundle, backend, threads))
-    rates = measure_rates(threads, model.engine.precision)
+    on_gpu = backend == "torch-cuda"
+    rates = measure_gpu_rates() if on_gpu else measure_rates(threads, model.engine.precision)
     golden = read_golden(bundle)
     frames = _frames(bundle)
     result: dict[str, Any] = {
