@@ -13,7 +13,6 @@ image and cost are thus free.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from lewm_model import (
 
 from wm_node.bundle import PRESETS, load_bundle
 from wm_node.json_file import write_json
+from wm_node.machine import machine_name
 from wm_node.planning.planner import PlannerConfig
 from wm_node.planning.timing import time_bundle
 
@@ -96,7 +96,7 @@ def main() -> None:
             f"{ratio:.0f} times as fast as {fastest}"
         )
     figures = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine_name(),
         "threads": args.threads,
         "lewm_flop": plan_flop(),
         "lewm_plan_s": {name: round(value, 3) for name, value in theirs.items()},

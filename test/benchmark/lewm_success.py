@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,6 +47,7 @@ from wm_node.data.dataset import Dataset
 from wm_node.data.images import resize_area
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
+from wm_node.machine import machine_name
 from wm_node.profile import RobotProfile, load_profile
 from wm_node.sim.loop import Observation
 from wm_node.sim.seeds import evaluation_seeds
@@ -151,10 +151,10 @@ def train(data: TrainingData, minutes: float, batch: int, out: Path, seed: int) 
 
 
 def name_of(device: torch.device) -> str:
-    """The machine's name of a device."""
+    """What a device is called."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return platform.processor() or platform.machine()
+    return machine_name()
 
 
 class LeWmPolicy:

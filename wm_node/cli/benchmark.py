@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from wm_node.bundle import PRESETS, Bundle, load_bundle
 from wm_node.cli.progress import progress_bar
 from wm_node.errors import WmError
 from wm_node.json_file import write_json
+from wm_node.machine import machine_name
 from wm_node.resources import BUNDLE, resource
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     figures |= {
         "bundle": str(bundle.path),
         "bundle_sha256": bundle.sha256,
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine_name(),
     }
     shown = Console(width=110)
     shown.print(_table(figures))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import numpy as np
 
 from wm_node import __version__
 from wm_node.bundle import Bundle
+from wm_node.machine import machine_name
 from wm_node.reporting.run_log import NS, RunLog, Series
 from wm_node.safety.reasons import ORDINARY
 from wm_node.statistics import quantiles
@@ -142,20 +141,6 @@ def share_figures(shares: dict[str, Series]) -> dict[str, dict[str, float]]:
     return {name: quantiles(series.values) for name, series in shares.items()}
 
 
-def machine() -> str:
-    """Name this machine's processor, cores and memory in one line."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux: the generic name stays
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
-
-
 def provenance(
     out: Path, bundle: Bundle, backend: str, values: dict[str, dict[str, str]], wall_s: float
 ) -> dict[str, Any]:
@@ -176,5 +161,5 @@ def provenance(
         "wall_s": round(wall_s, 2),
         "wm_node": __version__,
         "python": sys.version.split()[0],
-        "machine": machine(),
+        "machine": machine_name(),
     }
