@@ -17,6 +17,7 @@ SUMMARY = {
     "success_wilson95": [0.596, 0.982],
     "falls": 0,
     "zone_entries": 1,
+    "other_violations": 0,
     "plan_ms": {"p50": 31.2, "p99": 48.9},
     "frame_to_command_ms": {"p50": 88.0, "p99": 99.0},
     "cycles": 400,
@@ -32,11 +33,13 @@ SUMMARY = {
 SUITE = {
     "planner": "still",
     "goal": None,
+    "level": "basic",
     "seed": 9,
     "episodes": 200,
     "successes": 0,
     "falls": 0,
     "zone_entries": 0,
+    "violations": 0,
     "success_wilson95": [0.0, 0.019],
     "plan_ms": None,
 }
@@ -69,6 +72,16 @@ def test_a_suite_that_another_bundle_played_says_so(files: list[str], tmp_path: 
     assert main(files) == 0
     page = (tmp_path / "README.md").read_text()
     assert "--planner mpc --goal image --episodes 200 --seed 9` (bundle `cdcdcdcdcdcdcdcd`)" in page
+
+
+def test_a_level_is_named_and_its_own_violations_are_told(files: list[str], tmp_path: Path) -> None:
+    hand = {**SUITE, "level": "moving_hand", "falls": 2, "zone_entries": 1, "violations": 6}
+    (tmp_path / "still.json").write_text(json.dumps(hand))
+    assert main(files) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "--suite tabletop --level moving_hand --planner still" in page
+    assert "| 0.0 to 1.9 % | 2 | 1 | 3 | - |" in page
+    assert "| 59.6 to 98.2 % | 0 | 1 | 0 |" in page
 
 
 def test_a_readme_without_markers_is_refused(
