@@ -193,6 +193,11 @@ def batches(
         step += 1
 
 
+def read_ahead(items: Iterator[Item], in_memory: bool) -> Iterator[Item]:
+    """Return the items, read from disk in a thread where their frames are not all in memory."""
+    return items if in_memory else prefetch(items)
+
+
 def prefetch(items: Iterator[Item], depth: int = 3) -> Iterator[Item]:
     """Produce items in a thread, so that reading frames from disk overlaps with computing."""
     box: queue.Queue[Item | BaseException] = queue.Queue(depth)

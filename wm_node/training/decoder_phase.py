@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from wm_node.training.data import batches, prefetch
+from wm_node.training.data import batches, read_ahead
 from wm_node.training.dynamics_phase import Windows
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
@@ -33,7 +33,7 @@ def decoder_phase(windows: Windows, recipe: Recipe, seed: int) -> Phase:
                 pair = torch.stack([now, now + ahead * data.ticks], dim=1)
                 yield at, ahead, data.frames(pair)
 
-        return read() if data.in_memory else prefetch(read())  # type: ignore[arg-type,return-value]
+        return read_ahead(read(), data.in_memory)
 
     def losses(batch: tuple[Tensor, Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
         at, ahead, frames = batch

@@ -13,7 +13,7 @@ from wm_node.model.heads import mlp
 from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
 from wm_node.training.augment import augment
-from wm_node.training.data import TrainingData, batches, prefetch
+from wm_node.training.data import TrainingData, batches, read_ahead
 from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase, precision
 from wm_node.training.recipe import Recipe
@@ -89,7 +89,7 @@ def encoder_phase(
                     stills.draw(recipe.stills, seed, step),
                 )
 
-        return read() if data.in_memory and stills.in_memory else prefetch(read())
+        return read_ahead(read(), data.in_memory and stills.in_memory)
 
     def losses(batch: _Batch, step: int) -> Mapping[str, Tensor]:
         at, frames = batch.starts, batch.frames

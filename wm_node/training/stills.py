@@ -13,7 +13,7 @@ from wm_node.errors import WmError
 from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
 from wm_node.training.augment import augment
-from wm_node.training.data import TrainingData, prefetch
+from wm_node.training.data import TrainingData, read_ahead
 from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
@@ -93,7 +93,7 @@ def stills_phase(
                 yield stills.draw(recipe.stills_batch, seed, step)
                 step += 1
 
-        return read() if stills.in_memory else prefetch(read())
+        return read_ahead(read(), stills.in_memory)
 
     def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
         latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
