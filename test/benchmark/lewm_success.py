@@ -55,7 +55,7 @@ from wm_node.sim.suite import run_suite
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import EpisodeScore, Task, task_for_seed
 from wm_node.statistics import wilson95
-from wm_node.training.data import TrainingData, is_left_out, prefetch
+from wm_node.training.data import TrainingData, is_left_out, read_ahead
 from wm_node.training.loop import find_device
 from wm_node.training.policies import MpcPolicy
 
@@ -105,9 +105,7 @@ def train(data: TrainingData, minutes: float, batch: int, out: Path, seed: int) 
     step, told, now_s = 0, 0.0, clock(device)
     native = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=native)
-    items = batches(data, batch, seed)
-    if device.type == "cpu" or not data.in_memory:
-        items = prefetch(items)
+    items = read_ahead(batches(data, batch, seed), data.in_memory and device.type != "cpu")
     began_s, began_wall_s = now_s(), time.monotonic()
     parts: dict[str, Tensor] = {}
     for frames, actions in items:

@@ -17,9 +17,7 @@ import openvino.opset13 as ops
 from numpy.typing import NDArray
 
 from wm_node.bundle import NARROW, Bundle
-from wm_node.engine.protocol import Arrays
-
-Key = tuple[str, tuple[tuple[int, ...], ...]]
+from wm_node.engine.protocol import Arrays, Key, shape_key
 
 LEAST_SIZE = 32  # of both sides of a weight: smaller products gain nothing
 
@@ -131,7 +129,7 @@ class OpenVinoEngine:
 
     def _request(self, graph: str, inputs: Arrays) -> Any:
         spec = self._bundle.graphs[graph]
-        key = (graph, tuple(inputs[name].shape for name in spec.inputs))
+        key = shape_key(graph, spec.inputs, inputs)
         if key not in self._requests:
             model = self._core.read_model(self._bundle.checked_graph(graph))
             model.reshape({name: list(inputs[name].shape) for name in spec.inputs})

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
+Key = tuple[str, tuple[tuple[int, ...], ...]]
+
+
+def shape_key(graph: str, names: Sequence[str], inputs: Arrays) -> Key:
+    """Return what tells apart the compiled graphs of an engine: one for each set of shapes."""
+    return graph, tuple(inputs[name].shape for name in names)
 
 
 @runtime_checkable

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from wm_node.bundle import Bundle
 from wm_node.engine.cuda_device import checked, cuda_runtime, current_device
 from wm_node.engine.engine_cache import EngineCache
-from wm_node.engine.protocol import Arrays
+from wm_node.engine.protocol import Arrays, Key, shape_key
 from wm_node.engine.tensorrt_adapter import TensorRt, find_tensorrt, log, log_bridge
 from wm_node.engine.tensorrt_build import BuildSettings, cached_engine
 from wm_node.errors import WmError
 
-Key = tuple[str, tuple[tuple[int, ...], ...]]
 Release = list[Callable[[], Any]]
 
 
@@ -81,7 +80,7 @@ class TensorRtEngine:
     def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See :class:`wm_node.engine.protocol.Engine`. Releases the GIL while it computes."""
         spec = self._bundle.graphs[graph]
-        key = (graph, tuple(inputs[name].shape for name in spec.inputs))
+        key = shape_key(graph, spec.inputs, inputs)
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bound[key] = self._bind(graph, inputs)

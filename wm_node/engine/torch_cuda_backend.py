@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_node.bundle import Bundle
-from wm_node.engine.protocol import Arrays
+from wm_node.engine.protocol import Arrays, Key, shape_key
 from wm_node.engine.torch_backend import functions_of
 from wm_node.errors import WmError
 
 WARM_UP = 3
 """Calls before a capture, in which libraries choose their kernels and take their workspace."""
-
-Key = tuple[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class TorchCudaEngine:
     def run(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See :class:`wm_node.engine.protocol.Engine`. Releases the GIL while it waits."""
         order = self._bundle.graphs[graph].inputs
-        key = (graph, tuple(inputs[name].shape for name in order))
+        key = shape_key(graph, order, inputs)
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             if key not in self._captured:
                 self._captured[key] = self._capture(graph, {n: inputs[n] for n in order})
