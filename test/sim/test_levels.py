@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from wm_node.errors import WmError
-from wm_node.sim.arm import driver_at, tip_for_joints, tips_for_joints
+from wm_node.sim.arm import MAX_LEAD_M, driver_at, tip_for_joints, tips_for_joints
 from wm_node.sim.episode import record_episode
 from wm_node.sim.events import EVENTS
 from wm_node.sim.level import OTHERS, standing
 from wm_node.sim.level_clutter import SECOND_QPOS
 from wm_node.sim.level_edge import behind_zone, near_edge
-from wm_node.sim.level_hand import Reach
+from wm_node.sim.level_hand import EPISODE_TIMES_S, Reach, least_gap
 from wm_node.sim.level_names import TO_COLLECT_ON
 from wm_node.sim.level_scattered import AWAY
 from wm_node.sim.levels import LEVELS, find_level, find_played_level
@@ -174,6 +174,63 @@ def test_the_oracle_predicts_exactly_what_then_happens(sims, name):
                 np.testing.assert_allclose(out["state"][candidate, tick // 2], true, atol=1e-6)
                 assert out["risk"][candidate, tick // 2, EVENTS.index("hit")] == broken
     model.close()
+
+
+def beside_the_block(sim: TabletopSim, seed: int) -> np.ndarray:
+    """Put the tip close to the block, and return the direction (2,) from there to its middle."""
+    sim.reset(seed)
+    block = sim.setup.obstacles[1]
+    inwards = -np.array([block.x, block.y])  # of the table: there the tip has room to come back
+    inwards /= np.linalg.norm(inwards)
+    x, y = np.array([block.x, block.y]) + (block.radius + 0.025) * inwards
+    sim.restore(moved_to(sim, sim.mug_pose()[:2], (float(x), float(y))))
+    sim.advance(0.1)
+    return -inwards
+
+
+def test_an_arm_that_is_stopped_waits_and_comes_back_at_once(sims):
+    sim = sims["clutter"]
+    ahead = beside_the_block(sim, 5)
+    for _ in range(20):
+        sim.command_tip_velocity(0.2 * ahead)
+        sim.advance(0.1)
+    stopped = sim.tip()
+    lead = np.linalg.norm(np.array(sim.driver.tip) - stopped)
+    assert 0.015 < lead < MAX_LEAD_M + 0.005  # it pushes, and its reference has not wandered off
+    for _ in range(5):
+        sim.command_tip_velocity(-0.2 * ahead)
+        sim.advance(0.1)
+    assert (stopped - sim.tip()) @ ahead > 0.04  # where 0.1 m were commanded
+
+
+def test_the_oracle_foresees_that_the_block_stops_the_arm(sims):
+    sim = sims["clutter"]
+    ahead = beside_the_block(sim, 5)
+    model = SimulatorModel(sim, 2)
+    candidates = np.stack([0.2 * ahead * np.ones((16, 1)), np.zeros((16, 2))])
+    candidates[0, 9:] *= -1.0  # and back
+    state = sim.save()
+    out = model.outcomes(candidates)
+    model.close()
+    for candidate, row in zip(candidates, out["state"], strict=True):
+        sim.restore(state)
+        for tick, action in enumerate(candidate):
+            sim.command_tip_velocity(action)
+            sim.advance(0.1)
+            if tick % 2:
+                true = [*sim.mug_pose()[:2], *sim.tip()]
+                np.testing.assert_allclose(row[tick // 2], true, atol=1e-6)
+
+
+def test_a_careless_person_reaches_for_mug_and_arm_too(sims):
+    def struck(name: str, seed: int) -> bool:
+        """Whether a mug and an arm that do not move are hit."""
+        sims[name].reset(seed)
+        setup = sims[name].setup
+        return least_gap(setup.start, setup.mover, EPISODE_TIMES_S) < 0.0
+
+    assert sum(struck("careless_hand", seed) for seed in range(40)) > 8
+    assert not any(struck("moving_hand", seed) for seed in range(40))
 
 
 def _forbidden(sim: TabletopSim) -> tuple[float, float]:

@@ -1,13 +1,14 @@
 """Kinematics of the four-joint arm, and the driver that turns commands into joint targets.
 
-The driver never looks at the measured state, only at its own reference: a command sequence gives
-the same joint targets whatever the mug does. The oracle relies on that.
+The driver follows its own reference, not the measured state, as long as the arm follows: then a
+command sequence gives the same joint targets whatever the mug does, and the oracle relies on that.
+Where something stops the arm, the reference waits for it (:func:`wait_for_arm`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import acos, atan2, cos, hypot, pi, sin
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_JOINT_VELOCITY = 3.0  # rad/s
 MAX_TIP_SPEED = 0.25  # m/s, each axis
 MAX_TIP_ACCELERATION = 3.0  # m/s^2, each axis
 COMMAND_TIMEOUT_S = 0.2
+MAX_LEAD_M = 0.02  # of the reference before the tip; 1.3 cm where nothing is in the way
 
 Joints = tuple[float, float, float, float]
 
@@ -127,6 +129,28 @@ def _towards(joints: Joints, wanted: Sequence[float], step: float) -> Joints:
         for q, w, low, high in zip(joints, wanted, JOINT_LOWER, JOINT_UPPER, strict=True)
     )
     return a, b, c, d
+
+
+def wait_for_arm(state: DriverState, joints: Sequence[float]) -> DriverState:
+    """Return the driver's state with its tip at most ``MAX_LEAD_M`` from that of the arm.
+
+    Without it the reference of an arm that pushes against a wall would wander off, and the arm
+    would do nothing for as long when it is told to come back, or leap where the wall ends. A joint
+    trajectory keeps its own time and is left as it is.
+
+    Args:
+        state: before a step.
+        joints: (4,) as measured, in rad.
+    """
+    if state.trajectory is not None:
+        return state
+    x, y = tip_for_joints(joints)
+    lead = hypot(state.tip[0] - x, state.tip[1] - y)
+    if lead <= MAX_LEAD_M:
+        return state
+    share = MAX_LEAD_M / lead
+    tip = x + share * (state.tip[0] - x), y + share * (state.tip[1] - y)
+    return replace(state, tip=tip)
 
 
 def driver_step(

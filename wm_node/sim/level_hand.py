@@ -2,6 +2,9 @@
 
 The hand comes from the left, the right or the front, on a smooth path that is fixed by the seed and
 keeps clear of the mug and the tip as they stand at the start: whoever does not move breaks no rule.
+
+Level ``careless_hand`` is for collecting: the person minds neither mug nor arm. On ``moving_hand``
+hits are so rare that a model learns that a hand means no harm.
 """
 
 from __future__ import annotations
@@ -153,8 +156,16 @@ def _arrange(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> S
     for _ in range(10_000):
         reach = draw_reach(rng)
         if least_gap(start, reach, EPISODE_TIMES_S) > START_CLEARANCE_M:
-            return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
+            return _setup(start, reach)
     raise WmError("no reach keeps clear of the mug; this is a fault of the level's measures.")
+
+
+def _arrange_careless(model: mujoco.MjModel, start: Start, rng: np.random.Generator) -> Setup:
+    return _setup(start, draw_reach(rng))
+
+
+def _setup(start: Start, reach: Reach) -> Setup:
+    return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
 
 
 def _others(reach: Reach) -> Callable[[Floats, float], dict[str, Point]]:
@@ -180,6 +191,6 @@ def _rules(reach: Reach) -> tuple[Rule, ...]:
     return Rule("arm touched the hand", arm), Rule("mug hit the hand", mug)
 
 
-MOVING_HAND = Level(
-    "moving_hand", SceneParts(bodies=_bodies()), _arrange, hazards=True, adds=("hand",)
-)
+_PARTS = SceneParts(bodies=_bodies())
+MOVING_HAND = Level("moving_hand", _PARTS, _arrange, hazards=True, adds=("hand",))
+CARELESS_HAND = Level("careless_hand", _PARTS, _arrange_careless, hazards=True, adds=("hand",))

@@ -10,6 +10,7 @@ LEVEL_NAMES = (
     "shift",
     "varied",
     "restless",
+    "careless_hand",
     "scattered",
 )
 TO_COLLECT_ON = ("scattered",)

@@ -9,7 +9,7 @@ from wm_node.resources import BUNDLE, HAZARDS_BUNDLE, LABEL_FREE_BUNDLE, resourc
 from wm_node.sim.level import BASIC, Level
 from wm_node.sim.level_clutter import CLUTTER
 from wm_node.sim.level_edge import EDGE
-from wm_node.sim.level_hand import MOVING_HAND
+from wm_node.sim.level_hand import CARELESS_HAND, MOVING_HAND
 from wm_node.sim.level_names import LEVEL_NAMES
 from wm_node.sim.level_scattered import SCATTERED
 from wm_node.sim.level_shift import SHIFT
@@ -18,7 +18,7 @@ from wm_node.sim.level_varied import RESTLESS, VARIED
 LEVELS: dict[str, Level] = dict(
     zip(
         LEVEL_NAMES,
-        (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED, RESTLESS, SCATTERED),
+        (BASIC, EDGE, CLUTTER, MOVING_HAND, SHIFT, VARIED, RESTLESS, CARELESS_HAND, SCATTERED),
         strict=True,
     )
 )

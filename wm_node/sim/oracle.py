@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import mujoco
@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.planning.world_model import Context, Floats, Outcomes
-from wm_node.sim.arm import driver_step, tip_for_joints
+from wm_node.sim.arm import (
+    MAX_LEAD_M,
+    DriverState,
+    driver_step,
+    tip_for_joints,
+    tips_for_joints,
+    wait_for_arm,
+)
 from wm_node.sim.events import EVENTS, has_fallen, is_in_zone
 from wm_node.sim.tabletop import DRIVER_STEP_S, PHYSICS_PER_DRIVER_STEP, TabletopSim
 from wm_node.sim.task import TICK_S
@@ -30,8 +37,9 @@ _WITH_MOVER = (
 class SimulatorModel:
     """Rolls candidates out in the simulator's own physics, from its present state.
 
-    The driver's joint targets follow from the commands alone, so they are computed first, and the
-    physics of all candidates then runs in MuJoCo's own threads.
+    Where nothing stops the arm, the driver's joint targets follow from the commands alone, so they
+    are computed first, and the physics of all candidates then runs in MuJoCo's own threads.
+    Candidates whose arm is stopped are simulated again, a step of the driver at a time.
 
     Args:
         sim: whose state the futures start from; it is left as it is.
@@ -96,7 +104,8 @@ class SimulatorModel:
         """
         if actions.ndim != 3 or actions.shape[2] != 2 or actions.shape[1] % self._ticks_per_step:
             raise WmError(f"candidates of shape {actions.shape} do not fit (N, T, 2).")
-        targets = np.stack([self._targets(candidate) for candidate in actions])
+        drivers = [self._drivers(candidate) for candidate in actions]
+        targets = np.array([[driver.joints for driver in row] for row in drivers])
         model, data = self._sim.model, self._sim.data
         kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
         initial = np.empty(mujoco.mj_stateSize(model, kind))
@@ -117,21 +126,57 @@ class SimulatorModel:
         )
         # One row a driver step; the first number of a state is the time.
         qpos = states[:, PHYSICS_PER_DRIVER_STEP - 1 :: PHYSICS_PER_DRIVER_STEP, 1 : 1 + model.nq]
+        for k in np.flatnonzero(self._stopped(drivers, qpos)):
+            qpos[k] = self._simulate(actions[k], initial)
         return self._summary(qpos, times)
 
-    def _targets(self, candidate: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Joint targets (T * STEPS_PER_TICK, 4) of one candidate (T, 2)."""
-        driver = replace(self._sim.driver, pending=())
-        now = self._sim.time_s
-        targets = np.empty((len(candidate) * STEPS_PER_TICK, 4))
+    def _stopped(
+        self, drivers: Sequence[Sequence[DriverState]], qpos: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        """Whether the arm stays behind its driver in each candidate, so that this one waits."""
+        now = self._sim.driver
+        if wait_for_arm(now, self._sim.data.qpos[:4].tolist()) is not now:
+            return np.ones(len(drivers), dtype=np.bool_)
+        wanted = np.array([[driver.tip for driver in row] for row in drivers])
+        lead = np.linalg.norm(wanted - tips_for_joints(qpos[..., :4]), axis=-1)
+        return np.asarray((lead > MAX_LEAD_M).any(axis=1))
+
+    def _steps(self, candidate: NDArray[np.floating]) -> Iterator[tuple[float, float, float]]:
+        """Time of each step of the driver, and what one candidate (T, 2) commands there."""
         for tick, (vx, vy) in enumerate(candidate.tolist()):
-            at = now + tick * TICK_S
-            driver = replace(driver, pending=((at, (vx, vy)),))
             for step in range(STEPS_PER_TICK):
-                time_s = at + step * DRIVER_STEP_S
-                driver = driver_step(driver, time_s, DRIVER_STEP_S, self._sim.command_timeout_s)
-                targets[tick * STEPS_PER_TICK + step] = driver.joints
-        return targets
+                yield self._sim.time_s + tick * TICK_S + step * DRIVER_STEP_S, vx, vy
+
+    def _step(self, driver: DriverState, time_s: float, vx: float, vy: float) -> DriverState:
+        driver = replace(driver, pending=((time_s, (vx, vy)),))
+        return driver_step(driver, time_s, DRIVER_STEP_S, self._sim.command_timeout_s)
+
+    def _drivers(self, candidate: NDArray[np.floating]) -> list[DriverState]:
+        """The driver after each of its steps, of one candidate (T, 2), if the arm follows."""
+        driver, drivers = replace(self._sim.driver, pending=()), []
+        for time_s, vx, vy in self._steps(candidate):
+            driver = self._step(driver, time_s, vx, vy)
+            drivers.append(driver)
+        return drivers
+
+    def _simulate(
+        self, candidate: NDArray[np.floating], initial: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Generalised positions (T * STEPS_PER_TICK, nq) of one candidate (T, 2)."""
+        model, data, mover = self._sim.model, self._datas[0], self._sim.setup.mover
+        mujoco.mj_setState(model, data, initial, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.qacc_warmstart[:] = self._sim.data.qacc_warmstart
+        driver, rows = replace(self._sim.driver, pending=()), []
+        for time_s, vx, vy in self._steps(candidate):
+            driver = wait_for_arm(driver, data.qpos[:4].tolist())
+            driver = self._step(driver, time_s, vx, vy)
+            data.ctrl[:] = driver.joints
+            if mover is not None:
+                pose = mover.pose(np.asarray(time_s + DRIVER_STEP_S))
+                data.mocap_pos[0], data.mocap_quat[0] = pose[:3], pose[3:]
+            mujoco.mj_step(model, data, PHYSICS_PER_DRIVER_STEP)
+            rows.append(data.qpos.copy())
+        return np.array(rows)
 
     def _summary(self, qpos: NDArray[np.float64], times: NDArray[np.float64]) -> dict[str, Floats]:
         every = STEPS_PER_TICK * self._ticks_per_step

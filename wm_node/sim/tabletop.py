@@ -23,6 +23,7 @@ from wm_node.sim.arm import (
     driver_step,
     joints_for_tip,
     tip_for_joints,
+    wait_for_arm,
 )
 from wm_node.sim.events import has_fallen, is_in_zone
 from wm_node.sim.level import BASIC, Level, Start, standing
@@ -205,9 +206,8 @@ class TabletopSim:
         if steps < 0 or abs(steps * DRIVER_STEP_S - duration_s) > 1e-6:
             raise ValueError(f"advance({duration_s}): not a multiple of {DRIVER_STEP_S} s")
         for _ in range(steps):
-            self.driver = driver_step(
-                self.driver, self.time_s, DRIVER_STEP_S, self.command_timeout_s
-            )
+            driver = wait_for_arm(self.driver, self.data.qpos[:4].tolist())
+            self.driver = driver_step(driver, self.time_s, DRIVER_STEP_S, self.command_timeout_s)
             self.data.ctrl[:] = self.driver.joints
             self.driver_steps += 1
             self._move_hand()
