@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +31,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -52,6 +50,7 @@ from wm_node.model.config import Dims
 from wm_node.model.export import export_bundle, round_matrices
 from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
+from wm_node.sim.processes import end_with_parent
 from wm_node.sim.seeds import VALIDATION_SEED
 from wm_node.training.calibration import calibrate
 from wm_node.training.data import Split, TrainingData
@@ -289,18 +288,6 @@ def in_workers(
         pool.shutdown(cancel_futures=True)
     if failed:
         raise WmError(f"{failed} of {len(jobs)} runs failed; the same command does them again.")
-
-
-def end_with_parent() -> None:
-    """End this worker where its parent was killed, which would leave it waiting for ever."""
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def now() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from threading import Thread
 from typing import TypeVar
 
 from wm_node.errors import WmError
@@ -16,8 +18,25 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
+def end_with_parent() -> None:
+    """Call in a worker process: it ends when its parent is killed.
+
+    Otherwise it would wait for its next job for ever, or go on with the one that it has.
+    """
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def follow_parent() -> None:
+    """Call in a worker process: it ends with its parent, to whom it leaves Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def in_processes(
@@ -39,9 +58,7 @@ def in_processes(
         yield from map(function, jobs)
         return
     # spawn: a process that has an OpenGL context or threads must not be forked.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _leave_ctrl_c_to_the_parent
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), follow_parent)
     under_way: deque[Future[Result]] = deque()
     try:
         for job in jobs:

@@ -7,7 +7,6 @@ later, as it does on a robot whose perception and planning take time.
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from wm_node.sim.careful import Careful
 from wm_node.sim.gated import GatedLoop, Told, gate_of
 from wm_node.sim.levels import find_played_level
 from wm_node.sim.loop import DEFAULT_LATENCY_S, ClosedLoop, Observation
+from wm_node.sim.processes import follow_parent
 from wm_node.sim.strips import Trace
 from wm_node.sim.tabletop import TabletopSim
 from wm_node.sim.task import TICK_S, EpisodeScore, Reading, ScoreKeeper, Task, task_for_seed
@@ -248,7 +248,7 @@ def _work(
     settings: _Settings,
 ) -> None:
     """Run in a worker process: one simulator, one policy, episode after episode."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    follow_parent()
     try:
         policy = factory()
         sim = settings.simulator(policy)
