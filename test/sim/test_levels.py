@@ -155,13 +155,18 @@ def test_the_oracle_predicts_exactly_what_then_happens(sims, name):
     sim = sims[name]
     sim.reset(3)
     sim.advance(0.6)
-    model = SimulatorModel(sim, 2)
     actions = np.random.default_rng(0).uniform(-0.25, 0.25, (3, 16, 2)).astype(np.float32)
     # One candidate goes straight for what must not be touched.
     actions[0] = 0.25 * np.sign(np.array(_forbidden(sim)) - sim.tip())
+    assert_foreseen(sim, actions)
+
+
+def assert_foreseen(sim: TabletopSim, actions: np.ndarray) -> None:
+    """The oracle predicts of candidates (N, T, 2) what the simulator then does."""
+    model = SimulatorModel(sim, 2)
     state = sim.save()
     out = model.outcomes(actions)
-    for candidate in range(3):
+    for candidate in range(len(actions)):
         sim.restore(state)
         broken = False
         for tick, action in enumerate(actions[candidate]):
@@ -206,20 +211,15 @@ def test_an_arm_that_is_stopped_waits_and_comes_back_at_once(sims):
 def test_the_oracle_foresees_that_the_block_stops_the_arm(sims):
     sim = sims["clutter"]
     ahead = beside_the_block(sim, 5)
-    model = SimulatorModel(sim, 2)
     candidates = np.stack([0.2 * ahead * np.ones((16, 1)), np.zeros((16, 2))])
     candidates[0, 9:] *= -1.0  # and back
-    state = sim.save()
-    out = model.outcomes(candidates)
-    model.close()
-    for candidate, row in zip(candidates, out["state"], strict=True):
-        sim.restore(state)
-        for tick, action in enumerate(candidate):
-            sim.command_tip_velocity(action)
-            sim.advance(0.1)
-            if tick % 2:
-                true = [*sim.mug_pose()[:2], *sim.tip()]
-                np.testing.assert_allclose(row[tick // 2], true, atol=1e-6)
+    assert_foreseen(sim, candidates)
+
+
+def test_the_oracle_foresees_a_driver_that_brakes_within_a_tick():
+    sim = TabletopSim(render=False, command_timeout_s=0.05)
+    sim.reset(3)
+    assert_foreseen(sim, np.random.default_rng(0).uniform(-0.25, 0.25, (2, 16, 2)))
 
 
 def test_a_careless_person_reaches_for_mug_and_arm_too(sims):

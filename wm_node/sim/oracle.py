@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mujoco
@@ -21,7 +21,12 @@ from wm_node.sim.arm import (
     wait_for_arm,
 )
 from wm_node.sim.events import EVENTS, has_fallen, is_in_zone
-from wm_node.sim.tabletop import DRIVER_STEP_S, PHYSICS_PER_DRIVER_STEP, TabletopSim
+from wm_node.sim.tabletop import (
+    DRIVER_STEP_S,
+    PHYSICS_PER_DRIVER_STEP,
+    TabletopSim,
+    step_physics,
+)
 from wm_node.sim.task import TICK_S
 
 STEPS_PER_TICK = round(TICK_S / DRIVER_STEP_S)
@@ -141,21 +146,22 @@ class SimulatorModel:
         lead = np.linalg.norm(wanted - tips_for_joints(qpos[..., :4]), axis=-1)
         return np.asarray((lead > MAX_LEAD_M).any(axis=1))
 
-    def _steps(self, candidate: NDArray[np.floating]) -> Iterator[tuple[float, float, float]]:
-        """Time of each step of the driver, and what one candidate (T, 2) commands there."""
-        for tick, (vx, vy) in enumerate(candidate.tolist()):
-            for step in range(STEPS_PER_TICK):
-                yield self._sim.time_s + tick * TICK_S + step * DRIVER_STEP_S, vx, vy
+    def _commanded(self, candidate: NDArray[np.floating]) -> DriverState:
+        """The driver as it is now, but with the commands of one candidate (T, 2) on their way."""
+        now = self._sim.time_s
+        pending = ((now + k * TICK_S, (vx, vy)) for k, (vx, vy) in enumerate(candidate.tolist()))
+        return replace(self._sim.driver, pending=tuple(pending))
 
-    def _step(self, driver: DriverState, time_s: float, vx: float, vy: float) -> DriverState:
-        driver = replace(driver, pending=((time_s, (vx, vy)),))
-        return driver_step(driver, time_s, DRIVER_STEP_S, self._sim.command_timeout_s)
+    def _times(self, candidate: NDArray[np.floating]) -> list[float]:
+        """When each step of the driver begins in one candidate (T, 2)."""
+        steps = range(len(candidate) * STEPS_PER_TICK)
+        return [self._sim.time_s + k * DRIVER_STEP_S for k in steps]
 
     def _drivers(self, candidate: NDArray[np.floating]) -> list[DriverState]:
         """The driver after each of its steps, of one candidate (T, 2), if the arm follows."""
-        driver, drivers = replace(self._sim.driver, pending=()), []
-        for time_s, vx, vy in self._steps(candidate):
-            driver = self._step(driver, time_s, vx, vy)
+        driver, drivers = self._commanded(candidate), []
+        for time_s in self._times(candidate):
+            driver = driver_step(driver, time_s, DRIVER_STEP_S, self._sim.command_timeout_s)
             drivers.append(driver)
         return drivers
 
@@ -163,18 +169,14 @@ class SimulatorModel:
         self, candidate: NDArray[np.floating], initial: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Generalised positions (T * STEPS_PER_TICK, nq) of one candidate (T, 2)."""
-        model, data, mover = self._sim.model, self._datas[0], self._sim.setup.mover
-        mujoco.mj_setState(model, data, initial, mujoco.mjtState.mjSTATE_FULLPHYSICS)
-        data.qacc_warmstart[:] = self._sim.data.qacc_warmstart
-        driver, rows = replace(self._sim.driver, pending=()), []
-        for time_s, vx, vy in self._steps(candidate):
+        sim, data = self._sim, self._datas[0]
+        mujoco.mj_setState(sim.model, data, initial, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.qacc_warmstart[:] = sim.data.qacc_warmstart
+        driver, rows = self._commanded(candidate), []
+        for time_s in self._times(candidate):
             driver = wait_for_arm(driver, data.qpos[:4].tolist())
-            driver = self._step(driver, time_s, vx, vy)
-            data.ctrl[:] = driver.joints
-            if mover is not None:
-                pose = mover.pose(np.asarray(time_s + DRIVER_STEP_S))
-                data.mocap_pos[0], data.mocap_quat[0] = pose[:3], pose[3:]
-            mujoco.mj_step(model, data, PHYSICS_PER_DRIVER_STEP)
+            driver = driver_step(driver, time_s, DRIVER_STEP_S, sim.command_timeout_s)
+            step_physics(sim.model, data, driver, sim.setup.mover, time_s + DRIVER_STEP_S)
             rows.append(data.qpos.copy())
         return np.array(rows)
 

@@ -26,7 +26,7 @@ from wm_node.sim.arm import (
     wait_for_arm,
 )
 from wm_node.sim.events import has_fallen, is_in_zone
-from wm_node.sim.level import BASIC, Level, Start, standing
+from wm_node.sim.level import BASIC, Level, Mover, Start, standing
 from wm_node.sim.looks import MUG_GEOMS
 
 __all__ = ["COMMAND_TIMEOUT_S", "DRIVER_STEP_S", "JOINT_NAMES", "State", "TabletopSim"]
@@ -121,7 +121,7 @@ class TabletopSim:
         self.data.qpos[at : at + 7] = standing(*start.mug, start.mug_yaw)
         self.data.qpos[at + 7 :] = self.setup.rest_qpos
         self.driver_steps = 0
-        self._move_hand()
+        place_mover(self.data, self.setup.mover, self.time_s)
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_step(self.model, self.data, 100)  # the mug settles on its feet
         self.data.time = 0.0
@@ -208,16 +208,8 @@ class TabletopSim:
         for _ in range(steps):
             driver = wait_for_arm(self.driver, self.data.qpos[:4].tolist())
             self.driver = driver_step(driver, self.time_s, DRIVER_STEP_S, self.command_timeout_s)
-            self.data.ctrl[:] = self.driver.joints
             self.driver_steps += 1
-            self._move_hand()
-            mujoco.mj_step(self.model, self.data, PHYSICS_PER_DRIVER_STEP)
-
-    def _move_hand(self) -> None:
-        """Put the level's moving body, if it has one, where it is at the present time."""
-        if self.setup.mover is not None:
-            pose = self.setup.mover.pose(np.asarray(self.time_s))
-            self.data.mocap_pos[0], self.data.mocap_quat[0] = pose[:3], pose[3:]
+            step_physics(self.model, self.data, self.driver, self.setup.mover, self.time_s)
 
     @property
     def time_s(self) -> float:
@@ -367,6 +359,26 @@ class TabletopSim:
         if self._camera is not None:
             self._camera.close()
             self._camera = None
+
+
+def place_mover(data: mujoco.MjData, mover: Mover | None, time_s: float) -> None:
+    """Put a level's moving body, if it has one, where it is at a time."""
+    if mover is not None:
+        pose = mover.pose(np.asarray(time_s))
+        data.mocap_pos[0], data.mocap_quat[0] = pose[:3], pose[3:]
+
+
+def step_physics(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    driver: DriverState,
+    mover: Mover | None,
+    time_s: float,
+) -> None:
+    """Simulate one step of the driver, which ends at ``time_s``, with the targets that it set."""
+    data.ctrl[:] = driver.joints
+    place_mover(data, mover, time_s)
+    mujoco.mj_step(model, data, PHYSICS_PER_DRIVER_STEP)
 
 
 class SceneCamera:
