@@ -27,6 +27,7 @@ from std_srvs.srv import Trigger
 from wm_node.cli.processes import node_environment, private_domain
 from wm_node.errors import WmError
 from wm_node.nodes import common
+from wm_node.nodes.conductor import AFTER_A_KILL_S
 from wm_node.nodes.lifecycle import Caller, bring_up
 from wm_node.profile import load_profile
 
@@ -58,6 +59,7 @@ class Bench:
         self.folder = folder
         self.profile = load_profile("tabletop")
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self._killed_s = -math.inf
         self.node = rclpy.create_node("bench")
         self.caller = Caller(self.node)
         self.speeds: list[Timed] = []
@@ -153,6 +155,7 @@ class Bench:
         when = time.time()
         process.kill()
         process.wait(10)
+        self._killed_s = time.monotonic()
         return when
 
     def end(self, name: str, number: int = signal.SIGTERM) -> int:
@@ -162,11 +165,13 @@ class Bench:
         return process.wait(20)
 
     def close(self) -> None:
+        # The bench's participant goes first, and not right after a kill: see AFTER_A_KILL_S.
+        self.spin(self._killed_s + AFTER_A_KILL_S - time.monotonic())
+        self.caller.close()
+        self.node.destroy_node()
         for process in self.processes.values():
             process.kill()
             process.wait(10)
-        self.caller.close()
-        self.node.destroy_node()
 
     # observation
 

@@ -29,6 +29,7 @@ from wm_node.cli.main import main as wm
 from wm_node.cli.processes import private_domain
 from wm_node.errors import WmError
 from wm_node.nodes.common import LATCHED_QOS
+from wm_node.nodes.conductor import AFTER_A_KILL_S
 from wm_node.nodes.lifecycle import Caller, bring_up
 from wm_node.recording.recover import recover
 from wm_node.resources import resource
@@ -257,6 +258,7 @@ def test_a_kill_costs_no_more_than_the_open_chunk(robot, recorder):
     robot.run(3.0)
     killed_ns = time.time_ns()
     assert recorder.end(signal.SIGKILL) == -signal.SIGKILL
+    robot.caller.spin_for(AFTER_A_KILL_S)  # before its participant is closed
     assert (recorder.bag / "metadata.yaml").is_file()
 
     assert wm(["recover", str(recorder.bag), "--json", str(recorder.folder / "r.json")]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import TypeVar
 
 import rclpy
@@ -10,10 +12,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from wm_node.errors import WmError
 from wm_node.nodes.common import RELIABLE_QOS
 from wm_node.nodes.lifecycle import Caller
 
 DIAGNOSTICS_S = 2.5  # two periods of the nodes' diagnostics, and a little
+# A process killed while it holds the lock of a port in shared memory has all others open that port
+# anew when they have waited for it for a second. Fast DDS (2.14, and master) does so in the
+# listening thread, and a participant that is closed meanwhile waits for a lock in memory that is
+# no longer mapped: a segmentation fault in SharedMemChannelResource::release.
+AFTER_A_KILL_S = 2.5
 
 Own = TypeVar("Own", bound="Conductor")
 
@@ -42,7 +50,14 @@ class Conductor:
     def __enter__(self: Own) -> Own:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, WmError):  # perhaps that a process was killed
+            time.sleep(AFTER_A_KILL_S)
         self._caller.close()
         self._node.destroy_node()
         rclpy.try_shutdown()
