@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from wm_node.bundle import Bundle, load_bundle
 from wm_node.data.dataset import Dataset
@@ -18,7 +19,7 @@ from wm_node.model.load import load_network
 from wm_node.model.world import WorldModelNet
 from wm_node.safety.familiarity import FILE as FAMILIAR
 from wm_node.safety.familiarity import load_densities
-from wm_node.training import loop
+from wm_node.training import kept, loop
 from wm_node.training.augment import augment
 from wm_node.training.data import TrainingData, batches, is_left_out, prefetch
 from wm_node.training.dynamics_phase import Windows
@@ -120,6 +121,61 @@ def test_stills_that_nothing_would_read_are_refused(dataset: Dataset, tmp_path: 
 
     refused(replace(RECIPE, stills=0, stills_steps=0), dataset, "would not be used")
     refused(replace(RECIPE, label_weight=0.0), None, "give it a 'label_weight'")
+
+
+def test_an_encoder_reads_on_while_latents_keep_their_meaning(
+    dataset: Dataset, unbroken: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "READ_WELL", 1.0)  # a bundle of a few steps reads nothing well
+    none = dict.fromkeys(("encoder_steps", "dynamics_steps", "value_steps", "decoder_steps"), 0)
+    recipe = replace(RECIPE, **none, stills_steps=60, stills_rate=3e-3, label_weight=4.0)
+    data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
+    net = load_network(unbroken)
+    before = kept.latents_of(net, [data])
+    labels = net.normalise("labels", data.labels)
+
+    def off(of: WorldModelNet, latents: Tensor) -> float:
+        error = (of.heads.state(latents) - labels).abs().nan_to_num()
+        return error[trained].mean().item()
+
+    trained = torch.from_numpy(data.split(1).train)
+
+    def away_and_off(weight: float) -> tuple[float, float]:
+        folder = tmp_path / f"{weight:g}"
+        settings = RunSettings(folder / "work", start_from=unbroken)
+        weighed = replace(recipe, keep_latents=weight)
+        bundle = train(dataset, folder / "bundle", weighed, settings, recorder(folder / "logs"))
+        assert bundle.manifest["calibration"] == unbroken.manifest["calibration"]
+        assert bundle.manifest["files"][FAMILIAR] == unbroken.manifest["files"][FAMILIAR]
+        after = load_network(bundle)
+        for name, value in after.state_dict().items():
+            trainable = name.startswith("encoder.") and not name.endswith(
+                ("mean", "var", "tracked")
+            )
+            if not trainable and name != "correction_gain":
+                assert torch.equal(value, net.state_dict()[name]), name
+        latents = encode_all(after, data)
+        away = ((latents - before.values) ** 2).mean(-1)
+        return float(away[before.read_well > 0].mean()), off(after, latents)
+
+    loose_away, loose_off = away_and_off(1e-6)
+    held_away, held_off = away_and_off(100.0)
+    assert held_away < 0.2 * loose_away
+    assert max(loose_off, held_off) < off(net, before.values)
+
+
+def test_latents_are_kept_where_nothing_but_the_encoder_of_a_bundle_learns(
+    dataset: Dataset, unbroken: Bundle, tmp_path: Path
+) -> None:
+    none = dict.fromkeys(("encoder_steps", "dynamics_steps", "value_steps", "decoder_steps"), 0)
+    alone = replace(RECIPE, **none, keep_latents=1.0)
+    wider = replace(alone, model=replace(SMALL, transition_blocks=1))
+    wrong = [(alone, None), (wider, unbroken), (replace(alone, stills_steps=0), unbroken)]
+    wrong += [(replace(alone, **{name: 1}), unbroken) for name in none]
+    for recipe, start in wrong:
+        settings = RunSettings(tmp_path / "work", start_from=start)
+        with pytest.raises(WmError, match="name the bundle with --start-from"):
+            train(dataset, tmp_path / "bundle", recipe, settings, recorder(tmp_path / "logs"))
 
 
 def test_scattered_scenes_do_not_teach_motion(dataset: Dataset, tmp_path: Path) -> None:

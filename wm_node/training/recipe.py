@@ -24,6 +24,9 @@ class Recipe:
     stills_batch: int = 256
     """Frames a step."""
     stills_rate: float = 1e-3
+    keep_latents: float = 0.0
+    """Weight of leaving the latents of well read frames where the bundle that the run starts from
+    has them, while its encoder alone learns to read more; 0: encoder and label heads learn anew."""
     # Phase 1: encoder and dynamics together, from frames.
     encoder_steps: int = 2500
     encoder_batch: int = 48

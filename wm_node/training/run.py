@@ -34,8 +34,9 @@ from wm_node.training.dynamics_phase import (
     validate,
 )
 from wm_node.training.encoder_phase import EncoderTraining, encode_all, encoder_phase
-from wm_node.training.fitted import fitted_files
+from wm_node.training.fitted import carried_files, fitted_files
 from wm_node.training.floors import FILE, fit_floors
+from wm_node.training.kept import kept_stills_phase, latents_of
 from wm_node.training.loop import Checkpoint, Checkpoints, Phase, Recorder, run_phase
 from wm_node.training.recipe import Recipe
 from wm_node.training.stills import Stills, stills_phase
@@ -209,7 +210,7 @@ class _Run:
         """Build a phase."""
         recipe, seed = self.recipe, self.settings.seed
         if name == "stills":
-            return stills_phase(self.encoder_training, self.net, self.stills, recipe, seed)
+            return self._stills_phase()
         if name == "encoder":
             return encoder_phase(self.encoder_training, self.data, self.stills, recipe, seed)
         if name == "dynamics":
@@ -223,6 +224,27 @@ class _Run:
         if name == "value":
             return value_phase(self.windows, recipe, seed)
         return decoder_phase(self.windows, recipe, seed)
+
+    def _stills_phase(self) -> Phase:
+        recipe, seed, start = self.recipe, self.settings.seed, self.settings.start_from
+        if recipe.stills_steps and not (recipe.label_weight and self.net.dims.labels):
+            raise WmError(
+                "the recipe has 'stills_steps', which teach the encoder to read labels; give it a "
+                "'label_weight', and the robot's profile labels."
+            )
+        if not recipe.keep_latents:
+            return stills_phase(self.encoder_training, self.net, self.stills, recipe, seed)
+        others = (recipe.encoder_steps, recipe.dynamics_steps, recipe.value_steps)
+        alone = recipe.stills_steps and not any((*others, recipe.decoder_steps))
+        if start is None or start.model != recipe.model or not alone:
+            raise WmError(
+                "the recipe has 'keep_latents', by which the encoder of a bundle reads on and all "
+                "else stays; name the bundle with --start-from, and give the recipe its model and "
+                "'stills_steps' alone."
+            )
+        self.recorder.progress("stills", 0, 1, "encoding every frame as the bundle before does")
+        before = latents_of(load_network(start).to(self.device), self.stills.sources)
+        return kept_stills_phase(self.net, self.stills, before, recipe, seed)
 
     def _snapshot(self, step: int) -> None:
         for share in SNAPSHOTS:
@@ -270,6 +292,8 @@ class _Run:
         """Write the network as it is now; the final bundle of a real robot gets its floors."""
         state = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         stills = self.settings.stills
+        # Where an encoder reads on, all that was measured and fitted holds: on more episodes.
+        kept = self.settings.start_from if self.recipe.keep_latents else None
         extra = {
             "data": {
                 "fingerprint": self.data.dataset.fingerprint,
@@ -283,14 +307,18 @@ class _Run:
                 "start_from": self._lineage(),
             },
             "metrics": self.metrics,
-            "calibration": calibrate(self.windows),
+            "calibration": (
+                calibrate(self.windows) if kept is None else kept.manifest["calibration"]
+            ),
         }
         try:
             attachments: dict[str, Callable[[Path], None]] = {}
-            if final:
+            if kept is not None:
+                attachments |= carried_files(kept)
+            elif final:
                 self.recorder.progress("familiar", 0, 1, "fitting what frames and places are usual")
                 attachments |= fitted_files(self.data.dataset)
-            if final and not self.profile.simulated:
+            if final and kept is None and not self.profile.simulated:
                 self.recorder.progress("floors", 0, 1, "fitting what predictions must beat")
                 attachments[FILE] = fit_floors(self.data.dataset).save
             return export_bundle(self.net, self.profile, path, extra, attachments)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wm_node.errors import WmError
 from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
 from wm_node.training.augment import augment
@@ -39,33 +39,46 @@ class Stills:
     Args:
         data: the episodes; those left out of training are left out here.
         scattered: of a dataset that is there for stills alone, if there is one.
+
+    Attributes:
+        sources: both, in the order in which :attr:`Drawn.ticks` count.
     """
 
     def __init__(self, data: TrainingData, scattered: TrainingData | None = None) -> None:
-        self._sources = [data] if scattered is None else [data, scattered]
-        self._starts = [source.split(1).train for source in self._sources]
+        self.sources = [data] if scattered is None else [data, scattered]
+        self._starts = [source.split(1).train for source in self.sources]
 
     @property
     def in_memory(self) -> bool:
         """Whether no frame need be read from disk."""
-        return all(source.in_memory for source in self._sources)
+        return all(source.in_memory for source in self.sources)
 
-    def draw(self, count: int, seed: int, step: int) -> Drawn:
-        """Return this rank's share of the ``count`` stills of a step."""
+    def draw(self, size: int, seed: int, step: int) -> Drawn:
+        """Return this rank's share of the ``size`` stills of a step."""
         # Of a stream of its own: what else is drawn for a step is each rank's own matter.
         random = np.random.default_rng([seed, step, 2])
-        counts = [count]
-        if len(self._sources) == 2:
-            counts = [count - round(SCATTERED * count), round(SCATTERED * count)]
+        counts = [size]
+        if len(self.sources) == 2:
+            counts = [size - round(SCATTERED * size), round(SCATTERED * size)]
         drawn = map(random.choice, self._starts, counts)
         starts = ranks.share(np.concatenate(list(drawn)))
         number = ranks.share(np.repeat(np.arange(len(counts)), counts))
         parts, before = [], 0
-        for k, source in enumerate(self._sources):
+        for k, source in enumerate(self.sources):
             at = source.frame_ticks(torch.from_numpy(starts[number == k]), 1).flatten()
             parts.append((before + at, source.frames(at), source.mask[at], source.labels[at]))
             before += source.joints.shape[0]
         return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def still_batches(stills: Stills, recipe: Recipe, seed: int) -> Callable[[int], Iterator[Drawn]]:
+    """Return what makes the endless batches of a phase of stills, from a step on."""
+
+    def make_batches(first_step: int) -> Iterator[Drawn]:
+        drawn = (stills.draw(recipe.stills_batch, seed, step) for step in count(first_step))
+        return read_ahead(drawn, stills.in_memory)
+
+    return make_batches
 
 
 def stills_phase(
@@ -76,24 +89,7 @@ def stills_phase(
     It comes first: a step sees as many scenes as frames, where one of sequences shows the same few
     scenes again and again, and what follows starts from an encoder that knows where things are.
     SIGReg spreads the latents over what the labels do not tell.
-
-    Raises:
-        WmError: the recipe gives labels no weight, or the robot has none.
     """
-    if recipe.stills_steps and not (recipe.label_weight and net.dims.labels):
-        raise WmError(
-            "the recipe has 'stills_steps', which teach the encoder to read labels; give it a "
-            "'label_weight', and the robot's profile labels."
-        )
-
-    def make_batches(first_step: int) -> Iterator[Drawn]:
-        def read() -> Iterator[Drawn]:
-            step = first_step
-            while True:
-                yield stills.draw(recipe.stills_batch, seed, step)
-                step += 1
-
-        return read_ahead(read(), stills.in_memory)
 
     def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
         latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
@@ -103,4 +99,11 @@ def stills_phase(
             **{name: recipe.label_weight * value for name, value in labels.items()},
         }
 
-    return Phase("stills", recipe.stills_steps, module, recipe.stills_rate, make_batches, losses)
+    return Phase(
+        "stills",
+        recipe.stills_steps,
+        module,
+        recipe.stills_rate,
+        still_batches(stills, recipe, seed),
+        losses,
+    )
