@@ -31,6 +31,8 @@ from wm_node.training.stills import Stills
 
 RECIPE = load_recipe(Path(__file__).with_name("small.yaml"))
 SMALL = RECIPE.model
+# What a recipe of stills alone leaves out.
+ALONE = dict.fromkeys(("encoder_steps", "dynamics_steps", "value_steps", "decoder_steps"), 0)
 
 
 def recorder(folder: Path) -> Recorder:
@@ -127,18 +129,16 @@ def test_an_encoder_reads_on_while_latents_keep_their_meaning(
     dataset: Dataset, unbroken: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "READ_WELL", 1.0)  # a bundle of a few steps reads nothing well
-    none = dict.fromkeys(("encoder_steps", "dynamics_steps", "value_steps", "decoder_steps"), 0)
-    recipe = replace(RECIPE, **none, stills_steps=60, stills_rate=3e-3, label_weight=4.0)
+    recipe = replace(RECIPE, **ALONE, stills_steps=60, stills_rate=3e-3, label_weight=4.0)
     data = TrainingData(dataset, torch.device("cpu"), 1 << 30)
     net = load_network(unbroken)
     before = kept.latents_of(net, [data])
     labels = net.normalise("labels", data.labels)
+    trained = torch.from_numpy(data.split(1).train)
 
     def off(of: WorldModelNet, latents: Tensor) -> float:
         error = (of.heads.state(latents) - labels).abs().nan_to_num()
         return error[trained].mean().item()
-
-    trained = torch.from_numpy(data.split(1).train)
 
     def away_and_off(weight: float) -> tuple[float, float]:
         folder = tmp_path / f"{weight:g}"
@@ -167,11 +167,10 @@ def test_an_encoder_reads_on_while_latents_keep_their_meaning(
 def test_latents_are_kept_where_nothing_but_the_encoder_of_a_bundle_learns(
     dataset: Dataset, unbroken: Bundle, tmp_path: Path
 ) -> None:
-    none = dict.fromkeys(("encoder_steps", "dynamics_steps", "value_steps", "decoder_steps"), 0)
-    alone = replace(RECIPE, **none, keep_latents=1.0)
+    alone = replace(RECIPE, **ALONE, keep_latents=1.0)
     wider = replace(alone, model=replace(SMALL, transition_blocks=1))
     wrong = [(alone, None), (wider, unbroken), (replace(alone, stills_steps=0), unbroken)]
-    wrong += [(replace(alone, **{name: 1}), unbroken) for name in none]
+    wrong += [(replace(alone, **{name: 1}), unbroken) for name in ALONE]
     for recipe, start in wrong:
         settings = RunSettings(tmp_path / "work", start_from=start)
         with pytest.raises(WmError, match="name the bundle with --start-from"):

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from wm_node.model.encoder import FrameEncoder
 from wm_node.model.world import WorldModelNet
-from wm_node.training.augment import augment
 from wm_node.training.data import TrainingData
 from wm_node.training.encoder_phase import encode_all
-from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
 from wm_node.training.recipe import Recipe
-from wm_node.training.stills import Drawn, Stills, still_batches
+from wm_node.training.stills import Drawn, Stills, read_stills, still_batches
 
 READ_WELL = 0.15
 """Error of every known label, in its deviations, up to which a frame is read well."""
@@ -75,14 +73,11 @@ def kept_stills_phase(
     """
 
     def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
-        latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
-        labels = head_losses(net, latents, batch.labels, None)
+        latents, labels = read_stills(net, batch, recipe)
         away = ((latents - before.values[batch.ticks]) ** 2).mean(-1)
         held = before.read_well[batch.ticks]
-        return {
-            "kept": recipe.keep_latents * (away * held).sum() / held.sum().clamp_min(1.0),
-            **{name: recipe.label_weight * value for name, value in labels.items()},
-        }
+        kept = recipe.keep_latents * (away * held).sum() / held.sum().clamp_min(1.0)
+        return {"kept": kept, **labels}
 
     return Phase(
         "stills",

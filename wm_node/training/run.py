@@ -318,9 +318,9 @@ class _Run:
             elif final:
                 self.recorder.progress("familiar", 0, 1, "fitting what frames and places are usual")
                 attachments |= fitted_files(self.data.dataset)
-            if final and kept is None and not self.profile.simulated:
-                self.recorder.progress("floors", 0, 1, "fitting what predictions must beat")
-                attachments[FILE] = fit_floors(self.data.dataset).save
+                if not self.profile.simulated:
+                    self.recorder.progress("floors", 0, 1, "fitting what predictions must beat")
+                    attachments[FILE] = fit_floors(self.data.dataset).save
             return export_bundle(self.net, self.profile, path, extra, attachments)
         finally:
             # Exporting rounds to half precision on the CPU; training goes on with what it had.

@@ -81,6 +81,15 @@ def still_batches(stills: Stills, recipe: Recipe, seed: int) -> Callable[[int], 
     return make_batches
 
 
+def read_stills(
+    net: WorldModelNet, batch: Drawn, recipe: Recipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return latents (S, latent) of stills in random colours, and the losses of their labels."""
+    latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
+    read = head_losses(net, latents, batch.labels, None)
+    return latents, {name: recipe.label_weight * value for name, value in read.items()}
+
+
 def stills_phase(
     module: nn.Module, net: WorldModelNet, stills: Stills, recipe: Recipe, seed: int
 ) -> Phase:
@@ -92,12 +101,8 @@ def stills_phase(
     """
 
     def losses(batch: Drawn, step: int) -> Mapping[str, Tensor]:
-        latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
-        labels = head_losses(net, latents, batch.labels, None)
-        return {
-            "sigreg": recipe.sigreg_weight * sigreg(latents.unsqueeze(0)),
-            **{name: recipe.label_weight * value for name, value in labels.items()},
-        }
+        latents, labels = read_stills(net, batch, recipe)
+        return {"sigreg": recipe.sigreg_weight * sigreg(latents.unsqueeze(0)), **labels}
 
     return Phase(
         "stills",
