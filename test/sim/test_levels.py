@@ -18,7 +18,7 @@ from wm_node.sim.events import EVENTS
 from wm_node.sim.level import OTHERS, standing
 from wm_node.sim.level_clutter import SECOND_QPOS
 from wm_node.sim.level_edge import behind_zone, near_edge
-from wm_node.sim.level_hand import EPISODE_TIMES_S, Reach, least_gap
+from wm_node.sim.level_hand import EPISODE_TIMES_S, MARGIN_M, OUTLINE, Reach, least_gap
 from wm_node.sim.level_names import TO_COLLECT_ON
 from wm_node.sim.level_scattered import AWAY
 from wm_node.sim.levels import LEVELS, find_level, find_played_level
@@ -332,6 +332,25 @@ def test_the_hand_touched_by_arm_or_mug_is_a_violation(sims):
     sim.restore(moved_to(sim, (x, y), tip))
     assert sim.violation() == "mug hit the hand"
     assert sim.events() == {"fell": False, "zone": sim.in_zone(), "hit": True}
+
+
+def test_a_hand_that_is_missed_by_too_little_is_a_hit_but_breaks_no_rule(sims):
+    sim = sims["moving_hand"]
+    sim.reset(2)
+    sim.advance(round(sim.setup.mover.begin_s + sim.setup.mover.in_s, 1))  # the hand is in
+    x, y = sim.setup.mover.fingertips(np.asarray(sim.time_s)).tolist()
+    ahead = np.array([x, y]) - sim.setup.mover.shoulder
+    ahead /= np.linalg.norm(ahead)
+
+    def tip_at(room: float) -> tuple[str, bool]:
+        far = OUTLINE[0][0] + OUTLINE[0][2] + TIP_RADIUS + room  # of the fingertips' capsule
+        tip = (x + far * ahead[0], y + far * ahead[1])
+        sim.restore(moved_to(sim, sim.setup.start.mug, tip))
+        return sim.violation(), sim.hit()
+
+    assert tip_at(-0.002) == ("arm touched the hand", True)
+    assert tip_at(MARGIN_M - 0.003) == ("", True)
+    assert tip_at(MARGIN_M + 0.003) == ("", False)
 
 
 def test_the_hand_comes_goes_and_keeps_its_outline(sims):

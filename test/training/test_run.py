@@ -20,7 +20,7 @@ from wm_node.model.world import WorldModelNet
 from wm_node.safety.familiarity import FILE as FAMILIAR
 from wm_node.safety.familiarity import load_densities
 from wm_node.training import kept, loop
-from wm_node.training.augment import augment
+from wm_node.training.augment import SHIFT, augment, shake
 from wm_node.training.data import TrainingData, batches, is_left_out, prefetch
 from wm_node.training.dynamics_phase import Windows
 from wm_node.training.encoder_phase import encode_all
@@ -270,6 +270,23 @@ def test_augmentation_changes_colours_of_each_frame_apart() -> None:
     assert float(out.max()) <= 255.0
     means = out.mean((1, 2, 3))
     assert float(means.std(0).min()) > 5.0
+
+
+def test_shaken_frames_show_the_same_a_little_elsewhere() -> None:
+    torch.manual_seed(0)
+    frames = torch.zeros((200, 1, 32, 32, 3), dtype=torch.uint8)
+    frames[:, :, 15:17, 15:17] = 200
+    assert shake(frames, 0.0) is frames
+    out = shake(frames, 1.0)
+    assert out.shape == frames.shape
+    light = out[:, 0, ..., 0]
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    middle = torch.stack([(light * at).sum((1, 2)) for at in (rows, columns)], -1)
+    off = middle / light.sum((1, 2)).unsqueeze(-1) - 15.5
+    still = (out == frames).all((1, 2, 3, 4)).float().mean()
+    assert 0.1 < float(still) < 0.3, "some frames stay as they are"
+    assert float(off.abs().max()) < SHIFT * 32 * 1.1
+    assert float(off.std(0).min()) > SHIFT * 32 * 0.4
 
 
 @pytest.mark.parametrize(

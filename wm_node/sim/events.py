@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from wm_node.sim.scene import ZONE_BOUNDS
 
 EVENTS = ("fell", "zone", "hit")
-"""What profiles of the table-top name: the mug is down, stands in the red zone, or something is hit
-that the level wants left alone."""
+"""What profiles of the table-top name: the mug is down, stands in the red zone, or something that
+the level wants left alone is hit, or missed by too little where it is a hand."""
 STANDS_ABOVE = -0.02  # m; a mug whose bottom is lower has left the table
 
 

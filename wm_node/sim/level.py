@@ -86,8 +86,8 @@ class Setup:
     rules: tuple[Rule, ...] = ()
     hit: Callable[[Floats, Floats, float], bool] | None = None
     """Whether what is to be left alone is hit just now: generalised positions (nq,) and velocities
-    (nv,), and the time in s. What a bumper would tell of it: the event ``hit``.
-    None: it is hit where a rule is broken."""
+    (nv,), and the time in s. What a bumper, or a light curtain, would tell of it: the event
+    ``hit``. None: it is hit where a rule is broken."""
     others: Callable[[Floats, float], dict[str, Point]] = _nothing
     """Where those of :data:`OTHERS` stand that are on the table just now, in m: generalised
     positions (nq,) and the time in s."""

@@ -5,6 +5,9 @@ keeps clear of the mug and the tip as they stand at the start: whoever does not 
 
 Level ``careless_hand`` is for collecting: the person minds neither mug nor arm. On ``moving_hand``
 hits are so rare that a model learns that a hand means no harm.
+
+What the event ``hit`` tells, and a model learns to foresee, is wider than the rules: a hand is to
+be left more room than it takes not to touch it.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
 from wm_node.errors import WmError
 from wm_node.sim.arm import tips_for_joints
 from wm_node.sim.level import Floats, Level, Point, Rule, Setup, Start
 from wm_node.sim.scene import MUG_RADIUS, TABLE_BOUNDS, TIP_RADIUS, Bounds, SceneParts
+
+Room = Callable[[Floats, Floats], Floats]
 
 HEIGHT_M = 0.045  # of the hand's middle above the table
 # Outline in the table plane: capsules along the reach, from the fingertips backwards, as (from, to,
@@ -28,6 +32,9 @@ OUTLINE = ((-0.040, -0.135, 0.047), (-0.165, -0.520, 0.036))
 HANDLE_POINTS = (0.050, 0.064)  # along the mug's handle, from the mug's axis
 HANDLE_RADIUS = 0.007
 START_CLEARANCE_M = 0.030
+MARGIN_M = 0.020
+"""Room between the hand and mug or tip below which there is a ``hit``. Models err by as much, and a
+person is not to be brushed past."""
 EPISODE_TIMES_S = np.arange(0.0, 6.2, 0.05)
 REACHES_IN = Bounds(-0.36, 0.36, -0.25, 0.36)  # from here on its fingertips are in the picture
 LAST_S = 4.0  # the hand is off the table again by then; an episode has 6 s
@@ -164,10 +171,6 @@ def _arrange_careless(model: mujoco.MjModel, start: Start, rng: np.random.Genera
     return _setup(start, draw_reach(rng))
 
 
-def _setup(start: Start, reach: Reach) -> Setup:
-    return Setup(start, mover=reach, rules=_rules(reach), others=_others(reach))
-
-
 def _others(reach: Reach) -> Callable[[Floats, float], dict[str, Point]]:
     def others(qpos: Floats, time_s: float) -> dict[str, Point]:
         x, y = (float(value) for value in reach.fingertips(np.asarray(time_s)))
@@ -176,19 +179,38 @@ def _others(reach: Reach) -> Callable[[Floats, float], dict[str, Point]]:
     return others
 
 
-def _rules(reach: Reach) -> tuple[Rule, ...]:
-    def arm(qpos: Floats, times_s: Floats) -> NDArray[np.bool_]:
+def _rooms(reach: Reach) -> tuple[Room, Room]:
+    """Return what tells the room in m, negative inside, of the tip and of the mug from the hand.
+
+    Both take generalised positions (..., nq) and times (...) in s.
+    """
+
+    def arm(qpos: Floats, times_s: Floats) -> Floats:
         # Only the stick and its tip reach down to the hand's height.
         tips = tips_for_joints(qpos[..., :4])
-        return np.asarray(reach.clearance(tips[..., 0], tips[..., 1], times_s) < TIP_RADIUS)
+        return reach.clearance(tips[..., 0], tips[..., 1], times_s) - TIP_RADIUS
 
-    def mug(qpos: Floats, times_s: Floats) -> NDArray[np.bool_]:
+    def mug(qpos: Floats, times_s: Floats) -> Floats:
         x, y = qpos[..., 4], qpos[..., 5]
         qw, qx, qy, qz = (qpos[..., k] for k in (7, 8, 9, 10))
         yaw = np.arctan2(2 * (qw * qz + qx * qy), 1 - 2 * (qy * qy + qz * qz))
-        return np.asarray(reach.mug_clearance(x, y, yaw, times_s) < 0.0)
+        return reach.mug_clearance(x, y, yaw, times_s)
 
-    return Rule("arm touched the hand", arm), Rule("mug hit the hand", mug)
+    return arm, mug
+
+
+def _setup(start: Start, reach: Reach) -> Setup:
+    arm, mug = _rooms(reach)
+    rules = (
+        Rule("arm touched the hand", lambda qpos, times_s: np.asarray(arm(qpos, times_s) < 0.0)),
+        Rule("mug hit the hand", lambda qpos, times_s: np.asarray(mug(qpos, times_s) < 0.0)),
+    )
+
+    def hit(qpos: Floats, qvel: Floats, time_s: float) -> bool:
+        now = np.asarray(time_s)
+        return bool(min(arm(qpos, now), mug(qpos, now)) < MARGIN_M)
+
+    return Setup(start, mover=reach, rules=rules, hit=hit, others=_others(reach))
 
 
 _PARTS = SceneParts(bodies=_bodies())

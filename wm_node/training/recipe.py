@@ -27,6 +27,8 @@ class Recipe:
     keep_latents: float = 0.0
     """Weight of leaving the latents of well read frames where the bundle that the run starts from
     has them, while its encoder alone learns to read more; 0: encoder and label heads learn anew."""
+    shake: float = 0.0
+    """Strength of the random moves of a still's picture, against cameras that were knocked."""
     # Phase 1: encoder and dynamics together, from frames.
     encoder_steps: int = 2500
     encoder_batch: int = 48

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wm_node.model.world import WorldModelNet
 from wm_node.training import ranks
-from wm_node.training.augment import augment
+from wm_node.training.augment import augment, shake
 from wm_node.training.data import TrainingData, read_ahead
 from wm_node.training.head_losses import head_losses
 from wm_node.training.loop import Phase
@@ -84,8 +84,9 @@ def still_batches(stills: Stills, recipe: Recipe, seed: int) -> Callable[[int], 
 def read_stills(
     net: WorldModelNet, batch: Drawn, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return latents (S, latent) of stills in random colours, and the losses of their labels."""
-    latents = net.encoder(augment(batch.frames, recipe.augmentation), batch.mask)
+    """Return latents (S, latent) of stills seen at random, and the losses of their labels."""
+    seen = augment(shake(batch.frames, recipe.shake), recipe.augmentation)
+    latents = net.encoder(seen, batch.mask)
     read = head_losses(net, latents, batch.labels, None)
     return latents, {name: recipe.label_weight * value for name, value in read.items()}
 
