@@ -336,6 +336,23 @@ def test_training_goes_on_from_a_bundle(dataset: Dataset, unbroken: Bundle, tmp_
     for name in taken:
         if name.startswith(("dynamics.", "heads.")):
             assert torch.equal(taken[name], more[name]), name
+    # Of what the dynamics learn, a share of the start is kept.
+    halves = {}
+    for share in (0.0, 0.5, 1.0):
+        more_steps = replace(wider, dynamics_steps=2, keep_start=share)
+        settings = RunSettings(tmp_path / f"ws{share}", start_from=fourth)
+        bundle = train(
+            dataset, tmp_path / f"s{share}", more_steps, settings, recorder(tmp_path / f"ls{share}")
+        )
+        halves[share] = load_network(bundle).state_dict()["dynamics.latent_out.weight"]
+    learnt, half, whole = halves.values()
+    assert torch.equal(whole, more["dynamics.latent_out.weight"])
+    assert not torch.equal(learnt, whole)
+    torch.testing.assert_close(half, (learnt + whole) / 2, rtol=0.01, atol=1e-6)
+    for wrong in (replace(more_steps, keep_start=1.5), replace(kept, keep_start=0.5)):
+        settings = RunSettings(tmp_path / "wk", start_from=None)
+        with pytest.raises(WmError, match="'keep_start' is a share"):
+            train(dataset, tmp_path / "k", wrong, settings, recorder(tmp_path / "lk"))
     other = replace(kept, model=replace(SMALL, latent=32))
     with pytest.raises(WmError, match="another model size"):
         train(

@@ -67,6 +67,10 @@ class Recipe:
     """Share of windows drawn in proportion to their prediction error after phase 1."""
     rollout_label_weight: float = 1.0
     """Weight of reading the labels from predicted and observed latents."""
+    keep_start: float = 0.0
+    """Share of the weights of dynamics and their heads that the run started from, in the mean with
+    what they have learnt since; up to 1. New data, and little of the old, then cost less of what
+    was known (Wortsman et al., arXiv 2109.01903)."""
     label_gradient: float = 0.0
     """Share of the label heads' gradient that reaches the dynamics; 0: labels train heads only."""
     # Phase 3: value and proposal on the same latents.

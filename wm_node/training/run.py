@@ -98,6 +98,7 @@ class _Run:
             fit_joint_labels(self.net, self.data)
         else:
             self._start_from(settings.start_from)
+        self._start = self._kept_start()
         # Channels last in memory, as frames come: convolutions then need not reorder them.
         self.encoder_training = EncoderTraining(self.net).to(self.device)
         convert_conv2d_weight_memory_format(self.encoder_training, torch.channels_last)
@@ -161,6 +162,18 @@ class _Run:
             kept = {k: v for k, v in taken.items() if not k.startswith(renewed)}
             taken = {**self.net.state_dict(), **kept}
         self.net.load_state_dict(taken)
+
+    def _kept_start(self) -> dict[str, Tensor]:
+        """Return the dynamics' weights that ``keep_start`` keeps a share of; none where it is 0."""
+        share, start = self.recipe.keep_start, self.settings.start_from
+        if not share:
+            return {}
+        if share > 1.0 or start is None or start.model != self.recipe.model:
+            raise WmError(
+                "the recipe's 'keep_start' is a share, up to 1, of the weights of the bundle that "
+                "the run starts from; name it with --start-from, and give the recipe its model."
+            )
+        return self._dynamics_state()
 
     @property
     def windows(self) -> Windows:
@@ -249,18 +262,23 @@ class _Run:
     def _snapshot(self, step: int) -> None:
         for share in SNAPSHOTS:
             if step + 1 == max(1, round(share * self.recipe.dynamics_steps)):
-                self.snapshots[f"{round(100 * share)}"] = {
-                    k: v.detach().cpu().clone() for k, v in self._dynamics_state().items()
-                }
+                self.snapshots[f"{round(100 * share)}"] = self._with_start(self._dynamics_state())
 
     def _dynamics_state(self) -> dict[str, Tensor]:
-        return {k: v for k, v in self.net.state_dict().items() if k.startswith(DYNAMICS_PARTS)}
+        state = self.net.state_dict().items()
+        return {k: v.detach().cpu().clone() for k, v in state if k.startswith(DYNAMICS_PARTS)}
+
+    def _with_start(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        share, start = self.recipe.keep_start, self._start
+        return {k: torch.lerp(v, start[k], share) if k in start else v for k, v in state.items()}
 
     def choose_snapshot(self) -> None:
         """Keep the checkpoint that plans best; without a simulator the last one."""
         score = self.settings.planning_score
         if score is not None and len(self.snapshots) >= 2 and ranks.rank() == 0:
             self._play_snapshots(score)
+        elif self.snapshots:
+            self.net.load_state_dict(self.snapshots[max(self.snapshots, key=int)], strict=False)
         self.snapshots.clear()
 
     def _play_snapshots(self, score: PlanningScore) -> None:
